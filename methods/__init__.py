@@ -1,0 +1,1 @@
+"""The methods that hibench ships, each behind the adapter contract."""
