@@ -1,0 +1,48 @@
+"""Scenes rendered ahead: a memory-mapped file of uint8 images that training reads instead of rendering again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hibench.references import scenes
+
+__all__ = ["TRAINING_SEED", "cache_directory", "rendered"]
+
+TRAINING_SEED = 10**9                   # training uses seeds from here on; samples and references use smaller ones
+_CHUNK = 500
+
+
+def cache_directory() -> Path:
+    """Where hibench keeps what it can make again: $HIBENCH_CACHE, else ~/.cache/hibench."""
+    return Path(os.environ.get("HIBENCH_CACHE") or Path.home() / ".cache" / "hibench")
+
+
+def rendered(count: int, resolution: int, first_seed: int = TRAINING_SEED, cache: Path | None = None,
+             progress: Callable[[int, int], None] | None = None) -> NDArray[np.uint8]:
+    """Scenes first_seed … first_seed + count − 1 as a read-only uint8 array [count, 3, R, R] on disk.
+
+    Rendering is resumed where an interrupted call stopped; `progress(done, count)` is told after every 500 images.
+    """
+    folder = (cache or cache_directory()) / "scenes" / scenes.digest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{first_seed}+{count}@{resolution}.u8"
+    mark = path.with_suffix(".done")
+    done = int(mark.read_text()) if mark.exists() and path.exists() else 0
+    if done < count:
+        mode = "r+" if path.exists() and path.stat().st_size == count * 3 * resolution**2 else "w+"
+        images = np.memmap(path, np.uint8, mode, shape=(count, 3, resolution, resolution))
+        done = done if mode == "r+" else 0
+        while done < count:
+            end = min(done + _CHUNK, count)
+            images[done:end] = scenes.render(range(first_seed + done, first_seed + end), resolution).numpy()
+            images.flush()
+            mark.write_text(str(end))
+            done = end
+            if progress:
+                progress(done, count)
+    return np.memmap(path, np.uint8, "r", shape=(count, 3, resolution, resolution))
