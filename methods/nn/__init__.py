@@ -1,0 +1,1 @@
+"""Networks that several methods share: the OpenAI-style U-Net and the autoencoders of latent diffusion."""
