@@ -1,0 +1,211 @@
+"""Train the reference LDM on scenes at 64 px: the VQ-f4 first stage, then the U-Net on its latents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hibench import training
+from hibench.adapter import to_uint8
+from hibench.errors import MissingWeights, SpecError
+from hibench.references import scenes
+from hibench.references.scene_cache import TRAINING_SEED, rendered
+from methods.diffusion import schedules
+from methods.diffusion.ema import EMA
+from methods.diffusion.losses import eps_loss
+from methods.nn.autoencoder import VQModel
+from methods.nn.discriminator import NLayerDiscriminator, adaptive_weight, gradient_l1, hinge_loss
+from methods.nn.unet import UNet
+
+__all__ = ["CONFIG", "STAGES", "train"]
+
+STAGES = ("first-stage", "unet")
+IMAGES, RESOLUTION = 50_000, 64
+CONFIG: dict[str, Any] = {                      # official yaml structure; the T0 size of the mechanisms in the paper's ffhq256
+    "linear_start": 0.0015, "linear_end": 0.0195, "timesteps": 1000, "scale_factor": 1.0,
+    "first_stage_config": {"params": {"embed_dim": 3, "n_embed": 1024, "ddconfig": {
+        "double_z": False, "z_channels": 3, "resolution": RESOLUTION, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 2, 2],
+        "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}}},
+    "unet_config": {"params": {
+        "image_size": 16, "in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1,
+        "attention_resolutions": [2, 4], "channel_mult": [1, 2, 3], "num_head_channels": 32}},
+}
+_FIRST = {"steps": 3200, "batch": 8, "rate": 1e-3, "codes_from": 200, "revive_until": 1600, "gan_from": 1600, "gan_weight": 0.5}
+_UNET = {"steps": 8_000, "batch": 32, "rate": 6e-4, "ema": 0.999}
+
+
+def train(out: Path, *, stage: str | None = None, steps: int | None = None, images: int = IMAGES, device: str = "cpu", resume: bool = True,
+          max_seconds: float | None = None, **_: Any) -> dict[str, Any]:
+    """Train one stage, or both in turn; writes first_stage.safetensors, unet.safetensors, config.json and training-*.json to `out`.
+
+    `steps` replaces the stage's own number. A stage stopped by `max_seconds` or Ctrl-C goes on at the next call.
+    """
+    if stage not in (None, *STAGES):
+        raise SpecError(f"train ldm: stage '{stage}' is not known; it is one of: {', '.join(STAGES)}")
+    out.mkdir(parents=True, exist_ok=True)
+    done: dict[str, Any] = {}
+    for name, run in zip(STAGES, (_train_first_stage, _train_unet)):
+        if stage in (None, name):
+            done[name] = run(out, steps, images, device, resume, max_seconds)
+            if not done[name]["finished"]:
+                break
+    return done
+
+
+def _pixels(images: int) -> Any:
+    return rendered(images, RESOLUTION, progress=lambda d, n: print(f"scenes: rendered {d}/{n}") if d % 5000 == 0 else None)
+
+
+def _batch(data: Any, index: Tensor, device: str) -> Tensor:
+    return torch.from_numpy(data[index.numpy()]).to(device).float() / 127.5 - 1
+
+
+class _Usage(nn.Module):
+    """How often each code was used lately, float [n_embed]."""
+
+    def __init__(self, codes: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.ones(codes))
+
+    def update(self, indices: Tensor) -> None:
+        self.count.mul_(0.99).add_(torch.bincount(indices.flatten(), minlength=len(self.count)).to(self.count))
+
+
+def _train_first_stage(out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None) -> dict[str, Any]:
+    """L1 + image gradients at three scales + codebook, and from step `gan_from` on the adaptive hinge GAN of VQGAN."""
+    o = _FIRST
+    steps = steps or int(o["steps"])
+    data = _pixels(images)
+    torch.manual_seed(0)
+    params = CONFIG["first_stage_config"]["params"]
+    model = VQModel(params["ddconfig"], params["n_embed"], params["embed_dim"]).to(device)
+    disc = NLayerDiscriminator(ndf=32, n_layers=2).to(device)
+    usage = _Usage(params["n_embed"]).to(device)
+    opt_g = torch.optim.Adam(model.parameters(), lr=o["rate"], betas=(0.5, 0.9))
+    opt_d = torch.optim.Adam(disc.parameters(), lr=o["rate"] / 3, betas=(0.5, 0.9))
+
+    def step(k: int) -> dict[str, Tensor | float]:
+        batch = _batch(data, training.batch_seeds(k, int(o["batch"]), images), device)
+        training.set_rate(opt_g, training.cosine_rate(k, steps, o["rate"]))
+        training.set_rate(opt_d, training.cosine_rate(k, steps, o["rate"] / 3))
+        with training.autocast(device):
+            z = model.encode(batch)
+            if k == o["codes_from"]:
+                model.quantize.init_from(z.detach(), training.step_generator(k))
+            if k < o["codes_from"]:
+                decoded, quant_loss = model.decode(z, force_not_quantize=True), z.float().square().mean() * 1e-3
+            else:
+                z_q, quant_loss, indices = model.quantize(z.float())
+                decoded = model.decoder(model.post_quant_conv(z_q))
+                usage.update(indices)
+        decoded = decoded.float()
+        l1 = F.l1_loss(decoded, batch)
+        reconstruction = l1 + gradient_l1(decoded, batch)
+        loss, losses = reconstruction + quant_loss, {"l1": l1, "codebook": quant_loss}
+        gan = k >= o["gan_from"]
+        if gan:
+            adversarial = -disc(decoded).mean()
+            weight = adaptive_weight(reconstruction, adversarial, model.last_layer)
+            loss = loss + o["gan_weight"] * weight * adversarial
+        opt_g.zero_grad(set_to_none=True)
+        loss.backward()
+        opt_g.step()
+        if gan:
+            d_loss = hinge_loss(disc(batch), disc(decoded.detach()))
+            opt_d.zero_grad(set_to_none=True)
+            d_loss.backward()
+            opt_d.step()
+            losses["disc"] = d_loss
+        if o["codes_from"] < k < o["revive_until"] and k % 100 == 0:
+            dead = usage.count > 0.5
+            model.quantize.revive(z.detach(), dead, training.step_generator(k))
+            usage.count.clamp_(min=1.0)
+        return losses
+
+    result = training.fit("ldm-first-stage", step, {"model": model, "disc": disc, "usage": usage, "opt_g": opt_g, "opt_d": opt_d},
+                          steps=steps, out=out, resume=resume, max_seconds=max_seconds)
+    save_file(_half(model.state_dict()), out / "first_stage.safetensors")
+    with torch.no_grad():
+        z = torch.cat([model.encode(_batch(data, torch.arange(i, i + 50), device)) for i in range(0, min(500, images - 50), 50)])
+    config = {**CONFIG, "scale_factor": round(1.0 / z.std().item(), 6)}
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    training.write_training_json(out / "training-first-stage.json", result, device=device, batch=o["batch"], data=_data(images),
+                                 parameters=sum(p.numel() for p in model.parameters()), held_out=_reconstruction(model, device))
+    return result
+
+
+def _train_unet(out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None) -> dict[str, Any]:
+    """Noise prediction (L2) on latents encoded once; the moving average of the weights is what ships."""
+    o = _UNET
+    steps = steps or int(o["steps"])
+    if not (out / "first_stage.safetensors").exists():
+        raise MissingWeights(f"train ldm: no first stage at {out}; train it with: hibench train ldm --stage first-stage --out {out}")
+    config = json.loads((out / "config.json").read_text())
+    latents = _latents(out, config, images, device)
+    torch.manual_seed(1)
+    unet = UNet.from_config(config["unet_config"]["params"]).to(device).train()
+    ema = EMA(unet, decay=o["ema"])
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=o["rate"])
+    betas = schedules.sqrt_linear_betas(config["linear_start"], config["linear_end"], config["timesteps"])
+    cumprod = torch.from_numpy(schedules.alphas_cumprod(betas)).float().to(device)
+
+    def step(k: int) -> dict[str, Tensor]:
+        draw = training.step_generator(k)
+        z = latents[training.batch_seeds(k, int(o["batch"]), images, seed=1)].to(device).float()
+        t = torch.randint(config["timesteps"], (len(z),), generator=draw).to(device)
+        noise = torch.randn(z.shape, generator=draw).to(device)
+        training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"]))
+        with training.autocast(device):
+            loss = eps_loss(unet, z, t, noise, cumprod).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        ema.update()
+        return {"loss": loss}
+
+    result = training.fit("ldm-unet", step, {"unet": unet, "ema": ema, "optimizer": optimizer}, steps=steps, out=out, resume=resume, max_seconds=max_seconds)
+    ema.copy_to(unet)
+    save_file(_half(unet.state_dict()), out / "unet.safetensors")
+    training.write_training_json(out / "training-unet.json", result, device=device, batch=o["batch"], data=_data(images),
+                                 parameters=sum(p.numel() for p in unet.parameters()), ema=o["ema"])
+    return result
+
+
+def _latents(out: Path, config: dict[str, Any], images: int, device: str) -> Tensor:
+    """Scaled latents before quantisation of every training image, float16 [images, 3, 16, 16]."""
+    params = config["first_stage_config"]["params"]
+    model = VQModel(params["ddconfig"], params["n_embed"], params["embed_dim"])
+    model.load_state_dict({k: v.float() for k, v in load_file(out / "first_stage.safetensors").items()})
+    model.to(device).eval()
+    data = _pixels(images)
+    with torch.inference_mode():
+        return torch.cat([(model.encode(_batch(data, torch.arange(i, min(i + 100, images)), device)) * config["scale_factor"]).half().cpu()
+                          for i in range(0, images, 100)]).clone()
+
+
+def _reconstruction(model: VQModel, device: str, count: int = 200) -> dict[str, float]:
+    """PSNR of uint8 reconstructions of held-out scenes, and the share of codes they use."""
+    from hibench.scenes_clip.train import HELD_OUT_SEED
+
+    pixels = scenes.render(range(HELD_OUT_SEED, HELD_OUT_SEED + count), RESOLUTION)
+    with torch.inference_mode():
+        z = torch.cat([model.encode(p.to(device).float() / 127.5 - 1) for p in pixels.split(50)])
+        decoded = torch.cat([to_uint8(model.decode(part)).cpu() for part in z.split(50)])
+        used = model.quantize.indices(z).unique().numel() / model.quantize.embedding.num_embeddings
+    mse = (decoded.float() - pixels.float()).square().flatten(1).mean(1)
+    return {"scenes": count, "psnr_db": (10 * (255**2 / mse).log10()).mean().item(), "codes_used": used}
+
+
+def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
+
+
+def _data(images: int) -> str:
+    return f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {RESOLUTION} px"
