@@ -67,7 +67,7 @@ def ddim_table(alphas_cumprod: NDArray[np.float64], timesteps: NDArray[np.int64]
 
 
 def ddpm_table(alphas_cumprod: NDArray[np.float64], timesteps: NDArray[np.int64], device: str | torch.device = "cpu") -> Table:
-    """Ancestral sampling (arXiv 2006.11239, eq. 7, fixed small variance) over ascending `timesteps`; the last step adds no noise."""
+    """Ancestral sampling (arXiv 2006.11239, eq. 7, small variance) over ascending `timesteps`; no noise at the last step."""
     alpha = alphas_cumprod[timesteps]
     alpha_prev = previous(alphas_cumprod, timesteps, 1.0)
     beta = 1 - alpha / alpha_prev

@@ -48,8 +48,8 @@ def check_steps(steps: int, n: int = 1000) -> str | None:
     if 1 <= steps < n and n % steps == 0:
         return None
     usable = [s for s in nearest_steps(max(1, min(steps, n // 2)), n) if s < n]
-    return (f"{steps} sampler steps do not divide the {n} training steps evenly; use {' or '.join(map(str, usable))}"
-            + ("" if steps < n else f" (at most {n // 2})"))
+    why = f"do not divide the {n} training steps" if 1 <= steps < n else f"are not between 1 and {n // 2}"
+    return f"{steps} sampler steps {why}; the nearest that work: {', '.join(map(str, usable))}"
 
 
 def strided_timesteps(steps: int, n: int = 1000, *, compat: bool = False) -> Int64:

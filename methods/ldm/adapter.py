@@ -1,0 +1,312 @@
+"""LDM behind the adapter contract."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hibench.adapter import NULL_STAGE, Resolution, Stage, seeded_noise, to_uint8
+from hibench.errors import AdapterError, MissingWeights, SpecError, did_you_mean
+from methods.diffusion.schedules import check_steps, respaced_timesteps, strided_timesteps
+from methods.ldm.configs import MODELS, model_params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from methods.diffusion.ddim import Table
+    from methods.ldm.model import LatentDiffusion
+
+__all__ = ["LDM", "OPTIONS", "REFERENCE"]
+
+REFERENCE = Path(__file__).parent / "reference"
+DECODE_PIXELS = 1 << 22                             # decode at most this many pixels at a time
+OPTIONS: dict[str, Any] = {                         # option: default
+    "config": None,                                 # a published configuration by name; None = what lies beside the weights
+    "eta": 0.0,                                     # 0: deterministic DDIM; 1: DDPM's variance
+    "sampler": "ddim",                              # "ddim" or "ddpm" (ancestral)
+    "compat": None,                                 # "official": treat step counts that do not divide 1000 as the paper's code does
+    "ema": True,                                    # use a checkpoint's averaged weights where there are any
+    "class": None,                                  # class-conditional models: this class; None = the seed picks one
+    "guidance": 1.0,                                # classifier-free guidance scale; 1 = none
+    "null_class": None,                             # the class that stands for "none" in guidance; None = as configured
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What does not change between images of one step count: coefficients, and every embedding of every step."""
+
+    table: "Table"
+    embeddings: "tuple[tuple[Tensor, ...], ...]"    # [step][residual block] -> [1, C_i]
+
+
+class LDM:
+    """Latent diffusion: DDIM in the latent space of an autoencoder, directly at the size of the canvas.
+
+    weights: "reference" (trained on scenes at 64 px) | "random" (with options: config) | a path: a CompVis `model.ckpt` or a
+    zip of one, with its config.yaml beside it or options: config; or a folder with first_stage.safetensors, unet.safetensors
+    and config.json.
+    """
+
+    name: ClassVar[str] = "ldm"
+    axes: ClassVar[frozenset[str]] = frozenset({"resolution", "steps"})
+    default_steps: ClassVar[int] = 50
+    licence: ClassVar[str] = "MIT"
+
+    def __init__(self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu",
+                 dtype: str = "float32") -> None:
+        for key in options or {}:
+            if key not in OPTIONS:
+                raise SpecError(f"ldm: no option '{key}'{did_you_mean(key, OPTIONS)}; there are: {', '.join(OPTIONS)}")
+        self.options: dict[str, Any] = OPTIONS | (options or {})
+        check_options(self.options, weights)
+        self.weights, self.device, self.dtype = weights, device, dtype
+        self.model: LatentDiffusion | None = None
+        self.loaded = ""                            # a sentence on what was loaded
+        self._plans: dict[int, Plan] = {}
+
+    @property
+    def path(self) -> Path:
+        """Where the weights are (meaningless for random ones)."""
+        return REFERENCE if self.weights == "reference" else Path(self.weights).expanduser()
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """`model.params` of the configuration; MissingWeights when the weights are not there."""
+        if self.options["config"] is not None:
+            return model_params(self.options["config"])
+        if self.weights == "random":
+            return model_params("ffhq256")
+        if not self.path.exists():
+            if self.weights == "reference":
+                raise MissingWeights(f"ldm: no weights at {self.path}; get them with: hibench train ldm")
+            raise MissingWeights(f"ldm: no weights at {self.path}; give the path of a CompVis model.ckpt, or use weights: random")
+        from methods.ldm.checkpoint import find_config
+        params = find_config(self.path)
+        if params is None:
+            raise MissingWeights(f"ldm: no configuration beside {self.path}; put its config.yaml there, or name a published "
+                                 f"one with options: config ({', '.join(MODELS)})")
+        return params
+
+    @property
+    def multiple(self) -> int:
+        """Heights and widths are multiples of this: f of the first stage x 2^(U-Net levels - 1)."""
+        first = self.params["first_stage_config"]["params"]["ddconfig"]["ch_mult"]
+        unet = self.params["unet_config"]["params"]["channel_mult"]
+        return 2 ** (len(first) + len(unet) - 2)
+
+    def supports(self, axes: dict[str, Any]) -> str | None:
+        """Any canvas whose sides are multiples of f * 2^(levels-1); step counts that divide the training steps."""
+        try:
+            multiple, total, unet = self.multiple, int(self.params.get("timesteps", 1000)), self.params["unet_config"]["params"]
+        except MissingWeights:
+            return None                             # load() says so
+        if self.weights != "random" and unet["in_channels"] != unet["out_channels"]:
+            return "this network needs an image to start from (super-resolution, inpainting or a label map): call it as a library"
+        height, width, steps = axes["height"], axes["width"], axes.get("steps")
+        if height % multiple or width % multiple or min(height, width) < 1:
+            near = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
+            return f"{height}x{width} is not a multiple of {multiple} px (first stage x U-Net); the nearest is {near[0]}x{near[1]}"
+        if axes.get("sparsity"):
+            return "LDM evaluates every coordinate: it has no sparsity axis"
+        if steps is None or (self.options["sampler"] == "ddpm" and steps == total):
+            return None
+        return check_steps(steps, total)
+
+    def load(self) -> None:
+        """Build the network on the device and fill it, strictly."""
+        import torch
+
+        from methods.ldm import checkpoint
+        from methods.ldm.model import LatentDiffusion, random_model
+
+        dtype = getattr(torch, self.dtype)
+        if self.weights == "random":
+            model = random_model(self.params, self.device, dtype)
+            self.loaded = f"random weights of {self.options['config'] or 'ffhq256'}"
+        else:
+            if self.weights == "reference" or self.path.is_dir() and not (self.path / "model.ckpt").exists():
+                self._need("unet.safetensors", "first_stage.safetensors")
+            model = LatentDiffusion(self.params)
+            if (self.path / "unet.safetensors").exists():
+                self.loaded = str(checkpoint.load_folder(model, self.path))
+            else:
+                file = self.path / "model.ckpt" if self.path.is_dir() else self.path
+                state = checkpoint.read_state_dict(file)
+                self.loaded = str(checkpoint.load_checkpoint(model, state, ema=self.options["ema"], what=str(file)))
+            model = model.to(self.device, dtype)
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._plans = {}
+
+    def _need(self, *names: str) -> None:
+        for name in names:
+            if not (self.path / name).exists():
+                raise MissingWeights(f"ldm: {self.path / name} is missing; get it with: hibench train ldm")
+
+    def generate(self, resolution: Resolution, seed: int, *, steps: int | None = None, sparsity: float = 0.0,
+                 prompt: str | None = None, stage: Stage = NULL_STAGE) -> "Tensor":
+        """One image, uint8 [3, H, W] on the device."""
+        prompts = None if prompt is None else [prompt]
+        return self.generate_batch(resolution, [seed], steps=steps, sparsity=sparsity, prompts=prompts, stage=stage)[0]
+
+    def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
+                       prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> "Tensor":
+        """Images uint8 [B, 3, H, W] on the device; image i depends on seeds[i] alone. Prompts are not used."""
+        import torch
+
+        if self.model is None:
+            self.load()
+        assert self.model is not None
+        steps = self.default_steps if steps is None else steps
+        reason = self.supports({"height": resolution[0], "width": resolution[1], "steps": None, "sparsity": sparsity})
+        if reason:
+            raise AdapterError(f"ldm: {reason}")
+        with torch.inference_mode():
+            plan = self._plan(steps)
+            context = None
+            if self.model.cond_stage_model is not None:
+                with stage("encode"):
+                    context = self._context(seeds)
+            with stage("denoise"):
+                z = self._denoise(resolution, seeds, plan, context, stage)
+            with stage("decode"):
+                images = self._decode(z, resolution)
+        nfe = len(plan.table) * (2 if self._guided else 1)
+        stage.effective(steps=len(plan.table), nfe=nfe)
+        return images
+
+    @property
+    def _guided(self) -> bool:
+        return self.model is not None and self.model.cond_stage_model is not None and self.options["guidance"] != 1.0
+
+    def _plan(self, steps: int) -> Plan:
+        """Coefficients and embeddings for a step count, made once."""
+        if steps not in self._plans:
+            from methods.diffusion.ddim import ddim_table, ddpm_table
+
+            assert self.model is not None
+            ab = self.model.alphas_cumprod
+            if self.options["sampler"] == "ddpm":
+                table = ddpm_table(ab, respaced_timesteps(f"ddim{steps}", len(ab)), self.device)
+            else:
+                times = strided_timesteps(steps, len(ab), compat=self.options["compat"] == "official")
+                table = ddim_table(ab, times, self.options["eta"], self.device)
+            columns = self.model.unet.embed(table.timesteps)
+            rows = tuple(tuple(column[i:i + 1] for column in columns) for i in range(len(table)))
+            self._plans[steps] = Plan(table, rows)
+        return self._plans[steps]
+
+    def _context(self, seeds: Sequence[int]) -> "Tensor":
+        """[B, 1, D], or [2B, 1, D] = [unconditional, conditional] under guidance; the seed picks a class that is not given."""
+        import torch
+
+        assert self.model is not None and self.model.cond_stage_model is not None
+        classes = self.model.cond_stage_model.embedding.num_embeddings
+        chosen, null = self.options["class"], self.options["null_class"]
+        null = self.params.get("unconditional_class") if null is None else null
+        for word, value in (("class", chosen), ("null_class", null)):
+            if value is not None and not 0 <= value < classes:
+                raise SpecError(f"ldm: option {word}: {value} is not one of the model's {classes} classes (0 to {classes - 1})")
+        names = [c for c in range(classes) if c != null]
+        labels = [names[seed % len(names)] if chosen is None else chosen for seed in seeds]
+        if self._guided:
+            if null is None:
+                raise SpecError("ldm: guidance needs a model that was trained with a class for 'none'; name it: null_class")
+            labels = [null] * len(labels) + labels
+        return self.model.cond_stage_model(torch.tensor(labels, device=self.device))
+
+    def _denoise(self, resolution: Resolution, seeds: Sequence[int], plan: Plan, context: "Tensor | None",
+                 stage: Stage) -> "Tensor":
+        """Latents float32 [B, C, H/f, W/f]."""
+        import torch
+
+        from methods.diffusion import ddim
+
+        assert self.model is not None
+        unet, guidance, guided = self.model.unet, self.options["guidance"], self._guided
+        factor = self.model.first_stage_model.factor
+        shape = (self.model.latent_channels, resolution[0] // factor, resolution[1] // factor)
+        dtype = unet.time_embed[0].weight.dtype
+        extra = unet.in_channels - unet.out_channels
+        concat = torch.zeros(len(seeds), extra, *shape[1:], device=self.device, dtype=dtype) if extra else None
+
+        def denoise(x: Tensor, i: int) -> Tensor:
+            x = x.to(dtype)
+            if not guided:
+                return unet(x, context=context, embeddings=plan.embeddings[i], concat=concat)
+            eps = unet(torch.cat([x, x]), context=context, embeddings=plan.embeddings[i])
+            return ddim.guide(eps.float(), guidance)
+
+        def noise(i: int) -> Tensor:
+            draw = seeded_noise(shape, seeds, stream=1 + i)
+            return draw.pin_memory().to(self.device, non_blocking=True) if self.device.startswith("cuda") else draw
+
+        x = seeded_noise(shape, seeds, self.device).contiguous(memory_format=torch.channels_last)
+        return ddim.sample(denoise, x, plan.table, noise, after=lambda *_: stage.step())
+
+    def _decode(self, z: "Tensor", resolution: Resolution) -> "Tensor":
+        """Latents to uint8 [B, 3, H, W], a bounded number of pixels at a time."""
+        import torch
+
+        assert self.model is not None
+        at_once = max(1, DECODE_PIXELS // (resolution[0] * resolution[1]))
+        return torch.cat([to_uint8(self.model.decode(part)) for part in z.split(at_once)]).contiguous()
+
+    def close(self) -> None:
+        """Free the network."""
+        self.model = None
+        self._plans = {}
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the weight files, or of the configuration's name and content for random weights; needs no load()."""
+        if self.weights == "random":
+            return hashlib.sha256(f"random {json.dumps(self.params, sort_keys=True)}".encode()).hexdigest()
+        digest = hashlib.sha256()
+        for file in sorted(self.path.glob("*")) if self.path.is_dir() else [self.path]:
+            if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt"):
+                digest.update(file.read_bytes())
+        digest.update(json.dumps(self.params, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def parameters(self) -> int:
+        """Parameters of everything that was loaded (first stage, U-Net, class embedding)."""
+        if self.model is not None:
+            return sum(p.numel() for p in self.model.parameters())
+        import torch
+
+        from methods.ldm.model import LatentDiffusion
+        with torch.device("meta"):
+            return sum(p.numel() for p in LatentDiffusion(self.params).parameters())
+
+    @classmethod
+    def train(cls, out: Path, **options: Any) -> dict[str, Any]:
+        """Train the reference weights; see methods/ldm/train.py."""
+        from methods.ldm.train import train
+
+        return train(Path(out), **options)
+
+    @classmethod
+    def golden(cls, case: Path) -> Iterable[Any]:
+        """Recompute every output of one case folder of golden tensors."""
+        from methods.ldm.golden import golden
+
+        return golden(Path(case))
+
+
+def check_options(options: dict[str, Any], weights: str) -> None:
+    """Everything about options that can be wrong before weights are read."""
+    for key, allowed in (("sampler", ("ddim", "ddpm")), ("compat", (None, "official"))):
+        if options[key] not in allowed:
+            raise SpecError(f"ldm: option {key}: {options[key]!r} is not one of {', '.join(map(str, allowed))}")
+    for key, low in (("eta", 0.0), ("guidance", 0.0)):
+        if isinstance(options[key], bool) or not isinstance(options[key], (int, float)) or not options[key] >= low:
+            raise SpecError(f"ldm: option {key}: {options[key]!r} is not a number >= {low:g}")
+    if options["config"] is not None:
+        if weights == "reference":
+            raise SpecError("ldm: weights: reference has its own configuration; drop options: config, or use weights: random")
+        model_params(options["config"])

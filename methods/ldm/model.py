@@ -1,0 +1,106 @@
+"""The latent diffusion model: first stage, U-Net and conditioning under their official names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from methods.diffusion.schedules import alphas_cumprod, sqrt_linear_betas
+from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
+from methods.nn.unet import UNet
+
+__all__ = ["ClassEmbedder", "LatentDiffusion", "randomise", "random_model"]
+
+
+class ClassEmbedder(nn.Module):
+    """Class labels int64 [B] to a context of one token [B, 1, embed_dim] (official `ClassEmbedder`)."""
+
+    def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_classes, embed_dim)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """int64 [B] -> [B, 1, embed_dim]."""
+        return self.embedding(labels[:, None])
+
+
+class LatentDiffusion(nn.Module):
+    """`first_stage_model`, `model.diffusion_model` and `cond_stage_model`, built from an official configuration.
+
+    `params` is the `model.params` of an official yaml. Latents are z = scale_factor * encode(x).
+    """
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        super().__init__()
+        self.betas: NDArray[np.float64] = sqrt_linear_betas(
+            params.get("linear_start", 1e-4), params.get("linear_end", 2e-2), params.get("timesteps", 1000))
+        self.alphas_cumprod = alphas_cumprod(self.betas)
+        self.loss_type = params.get("loss_type", "l2")
+        self.elbo_weight = params.get("original_elbo_weight", 0.0)
+        self.scale_factor = float(params.get("scale_factor", 1.0))
+        self.scale_by_std = bool(params.get("scale_by_std", False))
+        self.model = nn.Module()
+        self.model.diffusion_model = UNet.from_config(params["unet_config"]["params"])
+        self.first_stage_model: VQModel | AutoencoderKL = build_first_stage(params["first_stage_config"])
+        self.cond_stage_model = build_condition(params.get("cond_stage_config"))
+
+    @property
+    def unet(self) -> UNet:
+        """The eps network."""
+        return self.model.diffusion_model
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of z; the U-Net's input may have more (concatenated conditioning)."""
+        return self.unet.out_channels
+
+    @property
+    def multiple(self) -> int:
+        """Image heights and widths must be multiples of this: first-stage factor x U-Net downsampling."""
+        return self.first_stage_model.factor * self.unet.multiple
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] to latents; a KL posterior is sampled with `noise`, None = its mean."""
+        encoded = self.first_stage_model.encode(x)
+        if not isinstance(encoded, Tensor):
+            encoded = encoded.mode() if noise is None else encoded.sample(noise)
+        return self.scale_factor * encoded
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to images [B, 3, H, W], unclamped."""
+        dtype = self.first_stage_model.post_quant_conv.weight.dtype
+        return self.first_stage_model.decode((z / self.scale_factor).to(dtype))
+
+
+def build_condition(config: Any) -> nn.Module | None:
+    """From an official `cond_stage_config`: a class embedder, or None where the condition needs no weights."""
+    target = config.get("target", "") if isinstance(config, dict) else ""
+    return ClassEmbedder(**config["params"]) if target.endswith("ClassEmbedder") else None
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Fill every parameter in place, on its device: weights N(0, 1/fan_in), norms 1, biases 0, code book N(0, 1).
+
+    Unlike in the official initialisation no output layer is zero, so the network's arithmetic is that of a trained one.
+    """
+    for index, (name, p) in enumerate(module.named_parameters()):
+        if p.dim() == 1:
+            p.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            generator = torch.Generator(p.device).manual_seed(seed * 100_003 + index)
+            std = 1.0 if "embedding" in name else p[0].numel() ** -0.5
+            p.normal_(0.0, std, generator=generator)
+
+
+def random_model(params: dict[str, Any], device: str, dtype: torch.dtype, seed: int = 0) -> LatentDiffusion:
+    """The network of this configuration with random weights, allocated and filled on the device."""
+    with torch.device("meta"):
+        model = LatentDiffusion(params)
+    model = model.to(dtype).to_empty(device=device)
+    randomise(model, seed)
+    return model.eval()
