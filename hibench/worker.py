@@ -18,6 +18,8 @@ from hibench.job import CellJob, Skip, one_line
 if TYPE_CHECKING:
     import torch
 
+Extract = Callable[["torch.Tensor", Sequence[int]], "dict[str, Any]"]
+
 __all__ = ["TASKS", "main", "prepare_environment", "run_job", "shard_is_whole", "shard_path", "write_json"]
 
 DEFAULT_BATCH = 16                     # images per generate_batch of a quality cell
@@ -59,7 +61,8 @@ def prepare_environment() -> None:
 def run_job(job: dict[str, Any], **tools: Any) -> dict[str, Any]:
     """Run one job, write its verdict into `job["out"]`, and return the verdict.
 
-    `tools` replace parts in tests: `adapter` (a class), `extract` (images uint8 [B, 3, H, W] -> dict of arrays), `score`.
+    `tools` replace parts in tests: `adapter` (a class), `extract` (images uint8 [B, 3, H, W], seeds -> dict of arrays),
+    `score`, `clock` and `sleep`.
     """
     cell = CellJob(job, tools)
     cell.out.mkdir(parents=True, exist_ok=True)
@@ -200,16 +203,17 @@ def run_quality(cell: CellJob) -> dict[str, Any]:
     return {"status": "ok", "reason": None, "failure": None, "shards": [shard_path(cell.out, *shard).name for shard in shards]}
 
 
-def open_extract(cell: CellJob) -> Callable[[torch.Tensor], dict[str, Any]]:
-    """The function from images uint8 [B, 3, H, W] to named feature arrays float32 [B, ...]."""
+def open_extract(cell: CellJob) -> Extract:
+    """The function from images uint8 [B, 3, H, W] and their seeds to named feature arrays float32 [B, ...]."""
     if "extract" in cell.tools:
-        extract: Callable[[Any], dict[str, Any]] = cell.tools["extract"]
+        extract: Extract = cell.tools["extract"]
         return extract
-    import importlib
+    from hibench import features
 
-    features = importlib.import_module("hibench.features")
-    extractors = features.open_extractors(cell.settings, cell.device)
-    return lambda images: dict(features.run(extractors, images))
+    extractors = features.open_extractors(cell.settings, cell.device, (cell.height, cell.width))
+    for name, reason in extractors.missing.items():
+        print(f"extractor {name} is missing: {reason}", file=sys.stderr)
+    return lambda images, seeds: dict(features.run(extractors, images, seeds))
 
 
 def shard_path(out: Path, first: int, count: int) -> Path:
@@ -231,9 +235,11 @@ def shard_is_whole(path: Path, first: int, count: int) -> bool:
         return False
 
 
-def make_shard(cell: CellJob, extract: Callable[[torch.Tensor], dict[str, Any]], first: int, count: int) -> None:
+def make_shard(cell: CellJob, extract: Extract, first: int, count: int) -> None:
     """Samples of one shard, batch by batch, to features in one file that appears when it is whole."""
     import numpy as np
+
+    from hibench.features import count_bad
 
     batch = int(cell.settings.get("batch", DEFAULT_BATCH))
     keep_until = cell.first_seed + int(cell.settings.get("keep", DEFAULT_KEEP))
@@ -243,9 +249,8 @@ def make_shard(cell: CellJob, extract: Callable[[torch.Tensor], dict[str, Any]],
         seeds = range(start, min(start + batch, first + count))
         images = cell.generate_batch(seeds)
         cell.stage, cell.phase = None, "features"               # from here on a failure is not the method's
-        flat = images.flatten(1)
-        bad_constant += int((flat.amin(1) == flat.amax(1)).sum())
-        found = {name: np.asarray(value) for name, value in extract(images).items()}
+        bad_constant += count_bad(images)[1]
+        found = {name: np.asarray(value) for name, value in extract(images, seeds).items()}
         finite = np.ones(len(seeds), dtype=bool)
         for name, value in found.items():
             if len(value) != len(seeds):
@@ -286,9 +291,9 @@ def run_score(cell: CellJob) -> dict[str, Any]:
         raise HibenchError(f"cannot score: {len(absent)} of {len(paths)} shards are missing ({absent[0]}); run the cell again")
     score = cell.tools.get("score")
     if score is None:
-        import importlib
+        from hibench import metrics
 
-        score = importlib.import_module("hibench.metrics").score_cell
+        score = metrics.score_cell
     cache = Path(cell.job["cache"]) if cell.job.get("cache") else None
     write_json(cell.out / "quality.json", score(paths, cell.settings, cell.cell, cache))
     return {"status": "ok", "reason": None, "failure": None}
