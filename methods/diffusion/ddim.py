@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["NO_NOISE", "Table", "ddim_table", "ddpm_table", "guide", "predict_x0", "sample", "step"]
+__all__ = ["Table", "ddim_sigmas", "ddim_table", "ddpm_table", "guide", "no_noise", "predict_x0", "previous", "sample", "step"]
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def guide(eps: Tensor, scale: float) -> Tensor:
     return torch.lerp(unconditional, conditional, scale)
 
 
-def NO_NOISE(i: int) -> Tensor:
+def no_noise(i: int) -> Tensor:
     """For deterministic tables: it is an error when noise is asked for."""
     raise ValueError(f"step {i} of this sampler adds noise: give a noise function")
 
 
-def sample(denoise: Callable[[Tensor, int], Tensor], x: Tensor, table: Table, noise: Callable[[int], Tensor] = NO_NOISE,
+def sample(denoise: Callable[[Tensor, int], Tensor], x: Tensor, table: Table, noise: Callable[[int], Tensor] = no_noise,
            after: Callable[[int, Tensor, Tensor, Tensor], None] | None = None) -> Tensor:
     """Run all steps from x_T [B, C, H, W]: `denoise(x, i)` is eps at step i (time `table.timesteps[i]`).
 

@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {                         # option: default
     "config": None,                                 # a published configuration by name; None = what lies beside the weights
     "eta": 0.0,                                     # 0: deterministic DDIM; 1: DDPM's variance
     "sampler": "ddim",                              # "ddim" or "ddpm" (ancestral)
-    "compat": None,                                 # "official": treat step counts that do not divide 1000 as the paper's code does
+    "compat": None,                                 # "official": do as the paper's code with counts that do not divide 1000
     "ema": True,                                    # use a checkpoint's averaged weights where there are any
     "class": None,                                  # class-conditional models: this class; None = the seed picks one
     "guidance": 1.0,                                # classifier-free guidance scale; 1 = none
@@ -85,7 +85,7 @@ class LDM:
         if not self.path.exists():
             if self.weights == "reference":
                 raise MissingWeights(f"ldm: no weights at {self.path}; get them with: hibench train ldm")
-            raise MissingWeights(f"ldm: no weights at {self.path}; give the path of a CompVis model.ckpt, or use weights: random")
+            raise MissingWeights(f"ldm: no weights at {self.path}; give the path of a model.ckpt, or use weights: random")
         from methods.ldm.checkpoint import find_config
         params = find_config(self.path)
         if params is None:
@@ -107,11 +107,11 @@ class LDM:
         except MissingWeights:
             return None                             # load() says so
         if self.weights != "random" and unet["in_channels"] != unet["out_channels"]:
-            return "this network needs an image to start from (super-resolution, inpainting or a label map): call it as a library"
+            return "this network needs an image to start from (super-resolution, inpainting or a label map)"
         height, width, steps = axes["height"], axes["width"], axes.get("steps")
         if height % multiple or width % multiple or min(height, width) < 1:
             near = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
-            return f"{height}x{width} is not a multiple of {multiple} px (first stage x U-Net); the nearest is {near[0]}x{near[1]}"
+            return f"{height}x{width} is not a multiple of {multiple} px (f x U-Net); the nearest is {near[0]}x{near[1]}"
         if axes.get("sparsity"):
             return "LDM evaluates every coordinate: it has no sparsity axis"
         if steps is None or (self.options["sampler"] == "ddpm" and steps == total):
@@ -130,7 +130,7 @@ class LDM:
             model = random_model(self.params, self.device, dtype)
             self.loaded = f"random weights of {self.options['config'] or 'ffhq256'}"
         else:
-            if self.weights == "reference" or self.path.is_dir() and not (self.path / "model.ckpt").exists():
+            if self.weights == "reference" or (self.path.is_dir() and not (self.path / "model.ckpt").exists()):
                 self._need("unet.safetensors", "first_stage.safetensors")
             model = LatentDiffusion(self.params)
             if (self.path / "unet.safetensors").exists():
@@ -205,7 +205,8 @@ class LDM:
         """[B, 1, D], or [2B, 1, D] = [unconditional, conditional] under guidance; the seed picks a class that is not given."""
         import torch
 
-        assert self.model is not None and self.model.cond_stage_model is not None
+        assert self.model is not None
+        assert self.model.cond_stage_model is not None
         classes = self.model.cond_stage_model.embedding.num_embeddings
         chosen, null = self.options["class"], self.options["null_class"]
         null = self.params.get("unconditional_class") if null is None else null

@@ -1,4 +1,4 @@
-"""Checkpoints of LDM: CompVis Lightning files and zips, safetensors, hibench's own folder; strict, and no pickled code is run."""
+"""Checkpoints of LDM: CompVis Lightning files and zips, safetensors, hibench's own folder; strict, running no pickled code."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ CALLBACKS = [inert("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpo
 
 def torch_load(file: Any, name: str) -> Any:
     """torch.load that runs no code from the file; anything wrong with the file is one AdapterError."""
-    allow = getattr(torch.serialization, "safe_globals", lambda _: nullcontext())   # torch >= 2.5
+    allow = getattr(torch.serialization, "safe_globals", lambda _: nullcontext())   # since torch 2.5
     try:
         with allow(CALLBACKS):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():
-            raise AdapterError(f"{name}: refused, because it holds pickled code besides tensors; if you trust it, convert it to "
-                               "safetensors elsewhere") from error
+            raise AdapterError(f"{name}: refused, because it holds pickled code besides tensors; if you trust it, make it "
+                               "a safetensors file elsewhere") from error
         raise AdapterError(f"{name}: not a readable checkpoint (damaged or truncated?); download it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise AdapterError(f"{name}: not a readable checkpoint (damaged or truncated?); download it again") from error
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.ckpt`/`.pt` file, a `.zip` that holds a `model.ckpt`, or a `.safetensors` file, by name, on the CPU."""
+    """All tensors by name, on the CPU: of a `.ckpt`/`.pt` file, a `.zip` that holds a `model.ckpt`, a `.safetensors` file."""
     if not path.is_file():
         raise MissingWeights(f"{path}: no such file; give the path of a CompVis checkpoint, or use weights: random")
     if path.suffix == ".safetensors":

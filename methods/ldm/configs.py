@@ -51,7 +51,8 @@ def model(first: str, size: int, z: int, channels: int, mult: list[int], attenti
     if classes:
         params |= {"use_spatial_transformer": True, "transformer_depth": 1, "context_dim": class_dim}
         condition = {"target": CLASS, "params": {"n_classes": classes, "embed_dim": class_dim, "key": "class_label"}}
-    return {"unconditional_class": 1000 if classes == 1001 else None, "linear_start": start, "linear_end": end, "timesteps": 1000, "loss_type": loss, "scale_by_std": scale_by_std,
+    return {"linear_start": start, "linear_end": end, "timesteps": 1000, "loss_type": loss, "scale_by_std": scale_by_std,
+            "unconditional_class": 1000 if classes == 1001 else None,
             "unet_config": {"target": UNET, "params": params}, "first_stage_config": first_stage_config(first),
             "cond_stage_config": condition}
 

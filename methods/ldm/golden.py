@@ -74,10 +74,10 @@ def output(name: str, got: Any, kind: str) -> Any:
 
 
 def tolerance(case: Case, name: str) -> str:
-    """Samples, and what is decoded from them, pass through many network evaluations; a gap is a small difference of large numbers."""
+    """Samples, and what is decoded from them, pass through many networks; a gap is a small difference of large numbers."""
     if name.endswith("min_code_margin"):
         return "sampling"
-    sampled = "runs" in case.config or name in ("samples", "image", "z_encoded") and "checkpoint" in case.config
+    sampled = "runs" in case.config or ("checkpoint" in case.config and name in ("samples", "image", "z_encoded"))
     return "sampling" if sampled and name not in ("c", "uc") else "forward"
 
 
