@@ -248,7 +248,7 @@ def _base_surface(s: Scene) -> "NDArray[np.float64]":
 
 def _object_surfaces(s: Scene) -> "NDArray[np.float64]":
     """Two rows per object: its face and its dark rim."""
-    rows = []
+    rows = [np.zeros((0, 6 + 4 * _WAVES))]
     for k, o in enumerate(s.objects):
         u = _uniform(s.seed, 3 + k, 24)
         h, sat, v = _HSV[o.colour]
@@ -260,9 +260,9 @@ def _object_surfaces(s: Scene) -> "NDArray[np.float64]":
         waves = np.zeros((_WAVES, 4))
         waves[:3] = _finish_waves(np.array([FINISHES.index(o.finish)]), u[None, 5:13], 0.09)[0]
         waves[3:] = _material_waves(o, u[13:16])
-        rows.append(np.concatenate([rgb, light, waves.ravel()]))
-        rows.append(np.concatenate([rgb * 0.25, [1.0, 0.0, 0.0], np.zeros(4 * _WAVES)]))
-    return np.stack(rows)
+        rows.append(np.stack([np.concatenate([rgb, light, waves.ravel()]),
+                              np.concatenate([rgb * 0.25, [1.0, 0.0, 0.0], np.zeros(4 * _WAVES)])]))
+    return np.concatenate(rows)
 
 
 # --- rendering ----------------------------------------------------------------------------------------------------------------
@@ -386,8 +386,8 @@ def _supersampling(height: int, width: int) -> int:
     return max(2, -(-192 // min(height, width)))
 
 
-def render(seeds: Sequence[int], height: int, width: int | None = None, device: "str | torch.device" = "cpu") -> "torch.Tensor":
-    """Render scenes at height × width pixels (the shorter side spans the unit square).
+def render(seeds: "Sequence[int | Scene]", height: int, width: int | None = None, device: "str | torch.device" = "cpu") -> "torch.Tensor":
+    """Render scenes, given by seed or as edited `Scene`s, at height × width pixels (the shorter side spans the unit square).
 
     Returns uint8 [B, 3, H, W] on `device`. Memory beyond the result does not grow with the resolution.
     Raises SpecError for a side below 1 pixel or an aspect ratio beyond 16.
@@ -402,7 +402,7 @@ def render(seeds: Sequence[int], height: int, width: int | None = None, device: 
     out = torch.empty(len(seeds), 3, height, width, dtype=torch.uint8, device=device)
     with torch.inference_mode():
         for i, seed in enumerate(seeds):
-            painter = _Painter(scene(int(seed)), height, width, ss, device)
+            painter = _Painter(seed if isinstance(seed, Scene) else scene(int(seed)), height, width, ss, device)
             for row in range(0, height, band):
                 end = min(row + band, height)
                 rgb = painter.shade(painter.paint(row * ss, end * ss), row * ss)

@@ -12,7 +12,7 @@ from hibench.references.scene_cache import TRAINING_SEED, rendered
 
 __all__ = ["HELD_OUT_SEED", "evaluate", "train"]
 
-STEPS, BATCH, IMAGES, RATE = 1200, 256, 50_000, 2e-3
+STEPS, BATCH, IMAGES, RATE = 600, 256, 50_000, 2e-3
 HELD_OUT_SEED = 2 * 10**9                       # seeds of the evaluation; nothing is trained or measured on them
 
 
