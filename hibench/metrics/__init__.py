@@ -1,0 +1,96 @@
+"""Metrics of sets of images: what there is, and the scoring of a quality cell from its shards of features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
+
+from hibench.errors import HibenchError, SpecError
+from hibench.metrics.plan import FAMILIES, FAMILY, parse
+
+if TYPE_CHECKING:
+    from hibench.metrics.evaluate import FeatureSet
+
+__all__ = ["FAMILIES", "describe", "merge_shards", "needs_prompts", "parse", "score_cell"]
+
+
+def needs_prompts(metrics: Sequence[str]) -> bool:
+    """Whether any of the metrics compares images with prompts."""
+    return any(parse(m).family.name == "clip-score" for m in metrics)
+
+
+def merge_shards(paths: Sequence[str | Path]) -> "FeatureSet":
+    """The features of all shards in the order of their seeds; SpecError for an unreadable shard or one without any array."""
+    import zipfile
+
+    import numpy as np
+
+    from hibench.metrics.evaluate import FeatureSet
+
+    shards: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                shards.append({k: file[k] for k in file.files})
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise SpecError(f"{path}: not a readable shard of features ({error}); delete it and run again") from error
+    if not shards:
+        raise SpecError("no shard of features; generate the samples first")
+    if all("seeds" in s for s in shards):
+        shards.sort(key=lambda s: int(s["seeds"][0]))
+    keys = [k for k in shards[0] if "/" in k]
+    arrays = {k: np.concatenate([s[k] for s in shards]) for k in keys}
+    n = sum(len(s["seeds"]) for s in shards) if "seeds" in shards[0] else len(next(iter(arrays.values())))
+    bad = {short: int(sum(int(s.get(f"bad_{short}", 0)) for s in shards)) for short in ("nan", "constant")}
+    return FeatureSet(arrays, n, bad=bad)
+
+
+def score_cell(shard_paths: Sequence[str | Path], settings: Mapping[str, Any], cell: Any, cache: str | Path | None = None,
+               captions: Sequence[str] | None = None, device: str = "cpu") -> dict[str, Any]:
+    """The record's `quality` object (without samples): n, first_seed, values, missing, bad.
+
+    `settings`: the quality block, its reference resolved to a definition; `cell` has height and width; `captions`: one prompt per sample,
+    or None when the method takes none (then clip-score is missing, with that reason).
+    """
+    from hibench.features import open_extractors, reference_features
+    from hibench.metrics.evaluate import FeatureSet, evaluate
+    from hibench.references import open_reference
+
+    resolution = (int(cell.height), int(cell.width))
+    samples = merge_shards(shard_paths)
+    samples.resolution, samples.captions = resolution, captions
+    default = str(settings.get("extractor") or "scenes-clip")
+    requests = [parse(m, default) for m in settings["metrics"]]
+    extractors = open_extractors(settings, device, resolution)
+    reference: FeatureSet | None = None
+    problem = None
+    if settings.get("reference"):
+        try:
+            source = open_reference(settings["reference"], resolution, samples.n)
+            arrays = reference_features(source, extractors, resolution, cache, int(settings.get("batch") or 32), device)
+            reference = FeatureSet(arrays, len(source), resolution, name=source.name, digest=source.digest)
+        except HibenchError as error:
+            problem = str(error)
+    values, missing = evaluate(requests, samples, reference, extractors, int(settings.get("blocks") or 4))
+    if problem:
+        missing = {k: problem if "needs a reference" in v else v for k, v in missing.items()}
+    return {"n": samples.n, "first_seed": int(settings.get("first_seed") or 0), "values": values, "missing": missing, "bad": samples.bad}
+
+
+def describe() -> list[dict[str, Any]]:
+    """One row per metric family: name, about, extractor (None = the chosen one), available here, else why and the next command."""
+    from hibench import features, weights
+
+    known = {row["name"]: row for row in features.describe()}
+    trunks = {"lpips": "alexnet", "psim": "vgg16"}
+    rows = []
+    for family in FAMILY.values():
+        row: dict[str, Any] = {"name": family.name, "about": family.about, "better": family.better, "unit": family.unit,
+                               "extractor": family.extractor, "available": True, "why": "", "next": ""}
+        if family.extractor is not None and not known[family.extractor]["available"]:
+            row |= {"available": False, "why": f"no weights for {family.extractor}", "next": known[family.extractor]["next"]}
+        trunk = trunks.get(family.name)
+        if trunk and weights.find(trunk) is None:
+            row |= {"available": False, "why": f"no weights for {trunk}", "next": f"hibench fetch {trunk}"}
+        rows.append(row)
+    return rows

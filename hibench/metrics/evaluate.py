@@ -1,0 +1,270 @@
+"""From features to values: every requested metric with its ±, extractor, weights, resize rule and reference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
+
+from hibench.errors import HibenchError, SpecError
+from hibench.metrics.plan import Request, honest_name, requirements
+from hibench.stats import block_pm, block_rule, blocks_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hibench.features import Extractor, Extractors
+
+__all__ = ["FeatureSet", "Result", "evaluate"]
+
+
+@dataclass
+class FeatureSet:
+    """Features of one set of images by "NAME/layer", row i for image i; and what is known of the images."""
+
+    arrays: "dict[str, NDArray[np.float32]]"
+    n: int
+    resolution: tuple[int, int] | None = None
+    captions: Sequence[str] | None = None
+    no_captions: str = "the method takes no prompt"
+    name: str = ""
+    digest: str = ""
+    bad: dict[str, int] = field(default_factory=lambda: {"nan": 0, "constant": 0})
+
+
+@dataclass
+class Result:
+    """A metric's value, its ± (None = unknown, `pm_rule` says why) and what else belongs into the record."""
+
+    value: float
+    pm: float | None = None
+    pm_rule: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+Pair = Callable[["NDArray[np.float32]", "NDArray[np.float32]"], float]
+
+
+def _blocks(function: Pair, x: "NDArray[np.float32]", y: "NDArray[np.float32]", blocks: int, least: int = 2) -> tuple[float | None, str]:
+    """± from disjoint blocks of both sets; None with the reason when a block would hold fewer than `least` images."""
+    blocks = min(blocks, len(x) // max(least, 2), len(y) // max(least, 2))
+    if blocks < 2:
+        return None, f"too few images for two disjoint blocks of {least}"
+    values = [function(x[a], y[b]) for a, b in zip(blocks_of(len(x), blocks), blocks_of(len(y), blocks))]
+    return block_pm(values), block_rule(blocks, "samples and reference")
+
+
+def _one_sided(values: Sequence[float], blocks: int) -> tuple[float | None, str]:
+    """± of a mean of per-image values, from disjoint blocks of samples."""
+    blocks = min(blocks, len(values) // 2)
+    if blocks < 2:
+        return None, "too few images for two disjoint blocks"
+    return block_pm([sum(values[i] for i in b) / len(b) for b in blocks_of(len(values), blocks)]), block_rule(blocks, "samples")
+
+
+class _Job:
+    """One request over two feature sets; results that several metrics share are computed once (`memo`)."""
+
+    def __init__(self, request: Request, samples: FeatureSet, reference: FeatureSet | None, extractor: "Extractor | None", blocks: int,
+                 memo: dict[Any, Any]) -> None:
+        self.request, self.samples, self.blocks, self.memo = request, samples, blocks, memo
+        self.extractor, self._reference = extractor, reference
+
+    def layer(self, name: str | None = None) -> str:
+        assert self.extractor is not None
+        role = self.request.family.role
+        layer = name or self.extractor.roles.get("features" if role == "text" else role)
+        if layer is None:
+            raise SpecError(f"{self.extractor.name} has no {role}; choose another extractor for {self.request.family.name}")
+        return f"{self.extractor.name}/{layer}"
+
+    def x(self, layer: str | None = None) -> "NDArray[np.float32]":
+        key = self.layer(layer)
+        if key not in self.samples.arrays:
+            raise SpecError(f"the samples have no features {key}; measure them again")
+        return self.samples.arrays[key]
+
+    def y(self, layer: str | None = None) -> "NDArray[np.float32]":
+        if self._reference is None:
+            raise SpecError(f"{self.request.family.name} needs a reference; give one, e.g. reference: scenes")
+        return self._reference.arrays[self.layer(layer)]
+
+    def flat(self, values: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        """Crops of all images as rows: [N, count, D] → [N · count, D] (blocks are cut before, so by image)."""
+        out: NDArray[np.float32] = values.reshape(-1, values.shape[-1])
+        return out
+
+    def by_image(self, function: Pair) -> Pair:
+        return lambda a, b: function(self.flat(a), self.flat(b))
+
+    def frechet(self) -> Result:
+        from hibench.metrics.frechet import distance, fit, frechet_distance
+
+        x, y = self.x(), self.y()
+        key = ("gaussian", self.layer())
+        if key not in self.memo:
+            self.memo[key] = fit(self.flat(y))
+        value = distance(fit(self.flat(x)), self.memo[key])
+        return Result(value, *_blocks(self.by_image(frechet_distance), x, y, self.blocks))
+
+    def frechet_infinity(self) -> Result:
+        from hibench.metrics.frechet import fit, frechet_infinity
+
+        x, y = self.x(), self.y()
+        key = ("gaussian", self.layer())
+        if key not in self.memo:
+            self.memo[key] = fit(y)
+        value, curve = frechet_infinity(x, self.memo[key])
+        pm = _blocks(lambda a, b: frechet_infinity(a, fit(b))[0], x, y, self.blocks, least=20)
+        return Result(value, *pm, extra={"curve": curve})
+
+    def kernel(self) -> Result:
+        from hibench.metrics.kernel import kernel_distance
+
+        x, y = self.x(), self.y()
+        value, deviation, size = kernel_distance(x, y)
+        extra: dict[str, Any] = {"subsets": 100, "subset_size": size}
+        if size < min(len(x), len(y)):
+            return Result(value, deviation, f"sd over 100 subsets of {size}", extra)
+        return Result(value, *_blocks(lambda a, b: kernel_distance(a, b, subsets=1)[0], x, y, self.blocks), extra=extra)
+
+    def inception_score(self) -> Result:
+        from hibench.metrics.scores import inception_score
+
+        value, deviation = inception_score(self.flat(self.x()))
+        return Result(value, deviation, "sd over 10 splits", {"splits": 10})
+
+    def neighbours(self) -> Result:
+        from hibench.metrics.neighbours import Neighbours, neighbours
+
+        x, y = self.x(), self.y()
+        name = self.request.family.name
+        key = ("neighbours", self.layer())
+        if key not in self.memo:
+            blocks = min(self.blocks, len(x) // 8, len(y) // 8)
+            parts: list[Neighbours] = []
+            if blocks >= 2:
+                parts = [neighbours(x[a], y[b]) for a, b in zip(blocks_of(len(x), blocks), blocks_of(len(y), blocks))]
+            self.memo[key] = neighbours(x, y), parts
+        whole, parts = self.memo[key]
+        rule = block_rule(len(parts), "samples and reference") if parts else "too few images for two disjoint blocks of 8"
+        value = getattr(whole, name)
+        if math.isnan(value):
+            raise SpecError(f"{name} with k = 5 needs more than 5 reference images; give more")
+        return Result(value, block_pm([getattr(p, name) for p in parts]), rule, {"k": 3 if name in ("precision", "recall") else 5})
+
+    def mind(self) -> Result:
+        from hibench.metrics.sliced import mind
+
+        return Result(mind(self.x(), self.y()), *_blocks(mind, self.x(), self.y(), self.blocks), extra={"directions": 1000})
+
+    def cmmd(self) -> Result:
+        from hibench.metrics.kernel import cmmd
+
+        return Result(cmmd(self.x(), self.y()), *_blocks(cmmd, self.x(), self.y(), self.blocks))
+
+    def clip_score(self) -> Result:
+        import hashlib
+
+        import numpy as np
+
+        from hibench.metrics.scores import clip_scores
+
+        prompts = self.samples.captions
+        if prompts is None:
+            raise SpecError(f"clip-score: {self.samples.no_captions}")
+        if not hasattr(self.extractor, "encode_text"):
+            raise SpecError(f"clip-score: {self.request.extractor} has no text encoder; choose a CLIP extractor, e.g. clip-score@clip-vit-b-32")
+        if len(prompts) != self.samples.n:
+            raise SpecError(f"clip-score: {self.samples.n} images but {len(prompts)} prompts; give one prompt per image")
+        unique = list(dict.fromkeys(prompts))
+        assert self.extractor is not None
+        rows = [self.extractor.encode_text(unique[i:i + 64]).float().cpu().numpy() for i in range(0, len(unique), 64)]  # type: ignore[attr-defined]
+        place = {p: i for i, p in enumerate(unique)}
+        scores = clip_scores(self.x(), np.concatenate(rows)[[place[p] for p in prompts]])
+        digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+        return Result(float(scores.mean()), *_one_sided(scores.tolist(), self.blocks), extra={"prompts_digest": digest, "scale": 100, "prefix": ""})
+
+    def spectrum(self) -> Result:
+        from hibench.metrics.anyres import spectrum_distance
+
+        x, y = self.x(), self.y()
+        return Result(spectrum_distance(x, y), *_blocks(spectrum_distance, x, y, self.blocks))
+
+    def seam(self) -> Result:
+        from hibench.metrics.anyres import seam_ratio
+
+        x = self.x()
+        real = seam_ratio(self.y()) if self._reference is not None else None
+        blocks = min(self.blocks, len(x) // 2)
+        parts = [seam_ratio(x[b]) for b in blocks_of(len(x), blocks)] if blocks >= 2 else []
+        rule = block_rule(blocks, "samples") if parts else "too few images for two disjoint blocks"
+        return Result(seam_ratio(x), block_pm(parts), rule, {"reference_value": real, "period": self.request.size})
+
+    def swd(self) -> Result:
+        from hibench.metrics.sliced import swd_level
+
+        assert self.extractor is not None
+        levels = {layer: (self.x(layer), self.y(layer)) for layer in self.extractor.outputs}
+        values = {layer: swd_level(x, y) for layer, (x, y) in levels.items()}
+        x, y = next(iter(levels.values()))
+        blocks = min(self.blocks, len(x) // 2, len(y) // 2)
+        parts = [sum(swd_level(x[a], y[b]) for x, y in levels.values()) / len(levels)
+                 for a, b in zip(blocks_of(len(x), blocks), blocks_of(len(y), blocks))] if blocks >= 2 else []
+        rule = block_rule(blocks, "samples and reference") if parts else "too few images for two disjoint blocks"
+        return Result(sum(values.values()) / len(values), block_pm(parts), rule, {"levels": values})
+
+
+_COMPUTE: Mapping[str, Callable[[_Job], Result]] = {
+    **{k: _Job.frechet for k in ("fid", "sfid", "clean-fid", "fid-clip", "fd-dinov2", "pfid", "anyres-pfid", "fid-crop")},
+    **{k: _Job.kernel for k in ("kid", "clean-kid")}, **{k: _Job.inception_score for k in ("is", "is-crop")},
+    **{k: _Job.neighbours for k in ("precision", "recall", "density", "coverage")},
+    "mind": _Job.mind, "fid-inf": _Job.frechet_infinity, "cmmd": _Job.cmmd, "clip-score": _Job.clip_score,
+    "spectrum": _Job.spectrum, "seam": _Job.seam, "swd": _Job.swd,
+}
+
+
+def evaluate(requests: Sequence[Request], samples: FeatureSet, reference: FeatureSet | None, extractors: "Extractors",
+             blocks: int = 4) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Every request as ({honest name: value object}, {requested name: why it is missing}).
+
+    A value object holds value, pm, pm_rule, n, n_reference, extractor, weights_sha256, resize, reference, reference_digest, better, unit,
+    name, family and what belongs to the metric. Nothing is dropped: a metric that cannot be computed is missing with its reason.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    missing: dict[str, str] = {}
+    memo: dict[Any, Any] = {}
+    for request in requests:
+        try:
+            name, entry = _one(request, samples, reference, extractors, blocks, memo)
+        except HibenchError as error:
+            missing[request.text] = str(error)
+        else:
+            values[name] = entry
+    return values, missing
+
+
+def _one(request: Request, samples: FeatureSet, reference: FeatureSet | None, extractors: "Extractors", blocks: int,
+         memo: dict[Any, Any]) -> tuple[str, dict[str, Any]]:
+    family = request.family
+    if family.source == "pairs":
+        raise SpecError(f"{family.name} compares pairs of images: use `hibench score IMAGES --reference IMAGES2 --metrics {family.name}`")
+    (need,) = requirements(request)
+    for key in (need.key, request.extractor):
+        if key in extractors.missing and need.key not in extractors.opened:
+            raise SpecError(extractors.missing[key])
+    extractor = extractors.opened.get(need.key)
+    result = _COMPUTE[family.name](_Job(request, samples, reference, extractor, blocks, memo))
+    if not math.isfinite(result.value):
+        raise SpecError(f"{family.name} is not a finite number ({result.value}); {samples.bad['nan']} samples held NaN")
+    no_reference = family.name in ("is", "is-crop", "clip-score") or reference is None
+    name = honest_name(request, extractor, samples.resolution)
+    return name, {
+        "value": result.value, "pm": result.pm, "pm_rule": result.pm_rule, "n": samples.n,
+        "n_reference": None if no_reference or reference is None else reference.n,
+        "extractor": None if family.source == "pixels" else request.extractor,
+        "weights_sha256": getattr(extractor, "weights_sha256", "") or None, "resize": getattr(extractor, "resize", None),
+        "reference": None if no_reference or reference is None else reference.name,
+        "reference_digest": None if no_reference or reference is None else reference.digest,
+        "better": family.better, "unit": family.unit, "name": name, "family": family.name, **result.extra}

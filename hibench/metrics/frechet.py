@@ -1,0 +1,113 @@
+"""Fréchet distance between Gaussians fitted to features: symmetric, exact when there are fewer samples than features, fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hibench.errors import SpecError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+__all__ = ["Gaussian", "factor_of", "fit", "frechet_distance", "frechet_from_moments", "frechet_infinity"]
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean, trace of the covariance Σ (with 1/(N − 1)), and a factor F [r, d] with Σ = FᵀF; all float64."""
+
+    mean: "torch.Tensor"
+    trace: float
+    factor: "torch.Tensor"
+    n: int
+
+
+def fit(features: "NDArray[np.floating] | torch.Tensor", low_rank: bool | None = None) -> Gaussian:
+    """Fit a Gaussian to features [N, d] in float64.
+
+    N ≤ d: the factor is the centred data itself, no d × d matrix is formed. N > d: Cholesky of the covariance, or its
+    eigenvectors where it is singular. `low_rank` overrides that choice. Raises SpecError for fewer than two rows or NaN.
+    """
+    import torch
+
+    x = torch.as_tensor(features).double()
+    if x.ndim != 2 or len(x) < 2:
+        raise SpecError(f"a Fréchet distance needs at least 2 images, got {len(x)}; give more samples")
+    if not bool(x.isfinite().all()):
+        raise SpecError("features hold NaN or infinity; see the count of bad images")
+    n, d = x.shape
+    mean = x.mean(0)
+    centred = (x - mean) / (n - 1) ** 0.5
+    trace = float(centred.square().sum())
+    if low_rank if low_rank is not None else n <= d:
+        return Gaussian(mean, trace, centred, n)
+    return Gaussian(mean, trace, factor_of(centred.T @ centred), n)
+
+
+def factor_of(covariance: "torch.Tensor") -> "torch.Tensor":
+    """F with Σ = FᵀF for a symmetric positive semi-definite float64 [d, d]; null directions are dropped exactly."""
+    import torch
+
+    lower, info = torch.linalg.cholesky_ex(covariance)
+    diagonal = lower.diagonal().abs()
+    if int(info) == 0 and float(diagonal.min()) > 1e-6 * float(diagonal.max()):
+        return lower.T
+    values, vectors = torch.linalg.eigh(covariance)
+    keep = values > max(float(values[-1]), 0.0) * len(values) * 2.3e-16
+    return (vectors[:, keep] * values[keep].sqrt()).T
+
+
+def _nuclear_norm(a: "torch.Tensor", b: "torch.Tensor") -> float:
+    """tr (Σ₁Σ₂)^½ = ‖A Bᵀ‖_* for Σ₁ = AᵀA, Σ₂ = BᵀB: square roots of the eigenvalues of the smaller Gram matrix."""
+    import torch
+
+    product = a @ b.T
+    if min(product.shape) == 0:
+        return 0.0
+    gram = product @ product.T if product.shape[0] <= product.shape[1] else product.T @ product
+    return float(torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().sum())
+
+
+def distance(x: Gaussian, y: Gaussian) -> float:
+    """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr(Σ₁Σ₂)^½ (Dowson & Landau 1982); the trace term is symmetric by construction."""
+    if x.mean.shape != y.mean.shape:
+        raise SpecError(f"features of different width: {len(x.mean)} and {len(y.mean)}")
+    return float((x.mean - y.mean).square().sum()) + x.trace + y.trace - 2 * _nuclear_norm(x.factor, y.factor)
+
+
+def frechet_distance(samples: "NDArray[np.floating] | torch.Tensor", reference: "NDArray[np.floating] | torch.Tensor") -> float:
+    """Fréchet distance of two feature sets [N, d], [M, d]."""
+    return distance(fit(samples), fit(reference))
+
+
+def frechet_from_moments(mean1: "NDArray[np.floating]", cov1: "NDArray[np.floating]", mean2: "NDArray[np.floating]",
+                         cov2: "NDArray[np.floating]") -> float:
+    """The same from given means [d] and covariances [d, d] (clean-fid's, ADM's and pytorch-fid's files hold these)."""
+    import torch
+
+    c1, c2 = torch.as_tensor(cov1).double(), torch.as_tensor(cov2).double()
+    x = Gaussian(torch.as_tensor(mean1).double(), float(c1.trace()), factor_of(c1), 0)
+    y = Gaussian(torch.as_tensor(mean2).double(), float(c2.trace()), factor_of(c2), 0)
+    return distance(x, y)
+
+
+def frechet_infinity(samples: "NDArray[np.floating]", reference: Gaussian, points: int = 15, seed: int = 0,
+                     smallest: int = 5000) -> tuple[float, list[tuple[int, float]]]:
+    """FID∞ (Chong & Forsyth 1911.07023): the intercept of a straight line through (1/N, FD_N) at `points` sizes N.
+
+    Subsets are seeded and without replacement; sizes run evenly from min(5000, N/10, but at least 10) to N. Returns the intercept
+    and the points. Raises SpecError below 20 samples.
+    """
+    import numpy as np
+
+    n = len(samples)
+    if n < 20:
+        raise SpecError(f"fid-inf needs at least 20 samples, got {n}; give more samples")
+    rng = np.random.default_rng(seed)
+    sizes = np.unique(np.linspace(max(10, min(smallest, n // 10)), n, points).astype(int))
+    curve = [(int(k), distance(fit(samples[rng.permutation(n)[:k]]), reference)) for k in sizes]
+    slope_intercept = np.polyfit([1 / k for k, _ in curve], [v for _, v in curve], 1)
+    return float(slope_intercept[1]), curve
