@@ -1,125 +1,99 @@
-"""Plots from records, made for print: quality, latency and memory against the axes, the Pareto front, the sample grid."""
+"""Plots from records: quality, latency and memory against the axes, the Pareto front, the sample grid."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import re
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hibench import tables
+from hibench import draw, tables
+from hibench.draw import Drawn
 from hibench.tables import Line, Row, interval, metric_title, number, resolution_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["COLUMN_IN", "PAGE_IN", "RC", "Drawn", "draw_sweep", "save", "styles", "write_plots"]
+__all__ = ["Measure", "draw_sweep", "write_plots"]
 
-COLUMN_IN, PAGE_IN = 3.3, 6.8                             # widths of a column and of a page of the usual templates, inches
-DPI = 200
-RC = {
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7,
-    "ytick.labelsize": 7, "legend.fontsize": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
-    "axes.grid": True, "grid.color": "0.9", "grid.linewidth": 0.5, "axes.axisbelow": True, "lines.linewidth": 1.2,
-    "lines.markersize": 4.5, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-    "legend.frameon": False, "legend.handlelength": 2.2, "pdf.fonttype": 42, "ps.fonttype": 42, "figure.dpi": DPI,
-    "savefig.dpi": DPI, "text.usetex": False, "mathtext.fontset": "dejavusans", "axes.unicode_minus": True,
-}
-# Okabe and Ito's palette without its yellow (too faint on paper); colour-blind-safe.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (7, 2, 1.5, 2, 1.5, 2)))
-BASELINE = {"floor": {"color": "0.3", "linestyle": (0, (4, 2)), "marker": ""}, "ceiling": {"color": "0.6", "linestyle": (0, (1, 1.2)), "marker": ""}}
+Looks = dict[str, dict[str, Any]]
+Ends = tuple[float, float, float]                         # value, lower and upper end
+AXES = ("resolution", "steps", "sparsity")
+X_LABELS = {"resolution": "Resolution (pixels)", "steps": "Sampler steps",
+            "sparsity": "Sparsity (fraction of coordinates skipped)"}
 MOST_PANELS, MOST_SERIES = 12, 10
+NO_SPAN: Ends = (math.nan, math.nan, math.nan)
 
 
 class Measure(NamedTuple):
-    """A quantity on an axis: field of a row, label with unit, factor to that unit, kind of cell, direction, may be logarithmic."""
+    """A quantity to draw: field of a row, label with unit, factor to that unit, kind of cell, direction."""
 
     field: str
     label: str
     scale: float
     kind: str
     better: str
-    log: bool
+    log_above: float | None                               # factor between largest and smallest that asks for a logarithmic axis
 
+    @property
+    def title(self) -> str:
+        """The label without unit, arrow and extractor."""
+        return self.label.split("\n")[0].split(" (")[0].rstrip(" ↓↑")
 
-class Drawn(NamedTuple):
-    """A finished figure: file stem, the sentence below it, and the matplotlib figure."""
+    def of(self, line: Line) -> Ends | None:
+        """Value, lower and upper end in the unit of the label."""
+        found = interval(self.row(line), self.field)
+        return None if found is None else (found[0] * self.scale, found[1] * self.scale, found[2] * self.scale)
 
-    stem: str
-    caption: str
-    figure: "Figure"
-
-
-LATENCY = Measure("latency_p50_s", "Latency per image (s)", 1.0, "speed", "lower", True)
-MEMORY = Measure("peak_bytes", "Peak memory (GiB)", 2.0**-30, "speed", "lower", True)
-X_LABELS = {"resolution": "Resolution (pixels)", "steps": "Sampler steps", "sparsity": "Sparsity (fraction of coordinates skipped)"}
-
-
-def styles(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
-    """One look per method, in the order of their names, so that a method looks the same in every figure."""
-    looks: dict[str, dict[str, Any]] = {}
-    names = sorted({line.method for line in lines if not line.role})
-    for position, name in enumerate(names):
-        looks[name] = {"color": COLOURS[position % len(COLOURS)], "marker": MARKERS[position % len(MARKERS)],
-                       "linestyle": DASHES[(position + position // len(COLOURS)) % len(DASHES)]}
-    return looks
+    def row(self, line: Line) -> Row | None:
+        """The row of a line that holds this measure."""
+        return line.speed if self.kind == "speed" else line.quality
 
 
 def write_plots(sweeps: dict[str, list[Row]], results: Path, out: Path,
                 formats: Sequence[str] = ("png", "pdf")) -> Iterator[tuple[str, str, list[Path]]]:
     """Draw and save every plot that has data; yields (sweep, caption, paths)."""
-    looks = styles(line for rows in sweeps.values() for line in tables.pair(rows))
+    looks = _looks(line for rows in sweeps.values() for line in tables.pair(rows))
     for name, rows in sweeps.items():
         for drawn in draw_sweep(name, rows, results, looks):
-            yield name, drawn.caption, save(drawn, out, formats)
+            yield name, drawn.caption, draw.save(drawn, out, formats)
 
 
-def save(drawn: Drawn, out: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Write a figure as PNG (200 dpi) and PDF (vector, Type 42 fonts), without dates or versions inside."""
-    import matplotlib
-
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    with matplotlib.rc_context(RC):
-        for kind in formats:
-            bare = {"CreationDate": None, "Producer": None, "Creator": None} if kind == "pdf" else {"Software": None}
-            paths.append(out / f"{drawn.stem}.{kind}")
-            drawn.figure.savefig(paths[-1], format=kind, dpi=DPI, metadata=bare)
-    return paths
+def _looks(lines: Iterable[Line]) -> Looks:
+    return draw.looks_of(line.method for line in lines if not line.role)
 
 
-def draw_sweep(name: str, rows: list[Row], results: Path, looks: dict[str, dict[str, Any]] | None = None) -> Iterator[Drawn]:
-    """All figures of one sweep, as far as it has the data for them."""
+def draw_sweep(name: str, rows: list[Row], results: Path, looks: Looks | None = None) -> Iterator[Drawn]:
+    """All figures of one sweep, as far as it has the data for them; speed figures are drawn per machine."""
     import matplotlib
 
     from hibench.show import sample_grid
 
     lines = tables.pair(rows)
-    looks = looks or styles(lines)
-    own = [line for line in lines if not line.role]
+    looks = looks or _looks(lines)
     metrics = [_metric(metric, lines) for metric in tables.metric_names(row for row in rows if row["kind"] == "quality")]
-    machines = sorted({line.hardware for line in lines if line.hardware and line.speed and line.speed["status"] == "ok"})
-    quality, speed = _once(lines), {machine: [line for line in lines if line.hardware == machine] for machine in machines}
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
-    with matplotlib.rc_context(RC):
-        for axis in ("resolution", "steps", "sparsity"):
-            if len({_x(line, axis) for line in own} - {None}) < 2:
+    timed = [line for line in lines if line.speed and line.speed["status"] == "ok"]
+    machines = sorted({line.hardware for line in timed if line.hardware})
+    latency = _quantity("latency_p50_s", "Latency per image", "s", timed)
+    memory = _quantity("peak_bytes", "Peak memory", "bytes", timed)
+    quality, stem = _once(lines), re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    per_machine = [(machine, f"-{chr(ord('a') + at)}" if len(machines) > 1 else "", [x for x in lines if x.hardware == machine])
+                   for at, machine in enumerate(machines)]
+    with matplotlib.rc_context(draw.RC):
+        for axis in AXES:
+            if len({_x(line, axis) for line in lines if not line.role} - {None}) < 2:
                 continue
             yield from _against(name, f"{stem}-quality-{axis}", quality, axis, metrics, looks, None)
-            for position, machine in enumerate(machines):
-                suffix = f"-{chr(ord('a') + position)}" if len(machines) > 1 else ""
-                yield from _against(name, f"{stem}-latency-{axis}{suffix}", speed[machine], axis, [LATENCY], looks, machine)
+            for machine, suffix, mine in per_machine:
+                at = latency._replace(log_above=10.0) if axis == "sparsity" else latency
+                yield from _against(name, f"{stem}-latency-{axis}{suffix}", mine, axis, [at], looks, machine)
                 if axis == "resolution":
-                    yield from _against(name, f"{stem}-memory-{axis}{suffix}", speed[machine], axis, [MEMORY], looks, machine)
-        for position, machine in enumerate(machines):
-            suffix = f"-{chr(ord('a') + position)}" if len(machines) > 1 else ""
-            yield from _pareto(name, f"{stem}-pareto{suffix}", speed[machine], metrics, looks, machine, quality)
+                    yield from _against(name, f"{stem}-memory-{axis}{suffix}", mine, axis, [memory], looks, machine)
+        metric = next((one for one in metrics if one.better in ("lower", "higher")), None)
+        for machine, suffix, mine in per_machine if metric else ():
+            yield from _pareto(name, f"{stem}-pareto{suffix}", mine, metric, latency, looks, machine, quality)  # type: ignore[arg-type]
     yield from sample_grid(name, f"{stem}-samples", quality, results)
 
 
@@ -132,87 +106,88 @@ def _once(lines: list[Line]) -> list[Line]:
     return list(seen.values())
 
 
+def _quantity(field: str, title: str, quantity: str, lines: list[Line]) -> Measure:
+    """A speed measure in the unit that fits its values."""
+    scale, unit = tables.unit_of(quantity, sorted(found[0] for line in lines if (found := interval(line.speed, field))))
+    return Measure(field, f"{title} ({unit})", scale, "speed", "lower", 3.0)
+
+
 def _metric(name: str, lines: list[Line]) -> Measure:
-    """How a metric is drawn; distances may get a logarithmic axis."""
+    """A quality measure; distances get a logarithmic axis when they span more than a factor of three."""
     entries = [line.quality["_metrics"][name] for line in lines if line.quality and name in line.quality["_metrics"]]
     better = next((str(entry["better"]) for entry in entries if entry.get("better")), "none")
     title, extractor = metric_title(name)
-    sizes = [abs(float(entry["value"])) for entry in entries]
-    scale = 1e3 if sizes and max(sizes) < 0.1 else 1.0
-    arrow = {"lower": " ↓", "higher": " ↑"}.get(better, "")
-    label = title + (" ×10³" if scale != 1 else "") + arrow + (f"\n@{extractor}" if extractor else "")
-    return Measure(name, label, scale, "quality", better, name.partition("@")[0] in ("fid", "fd", "kid", "kd"))
+    scale = 1e3 if entries and max(abs(float(entry["value"])) for entry in entries) < 0.1 else 1.0
+    label = title + (" ×10³" if scale != 1 else "") + {"lower": " ↓", "higher": " ↑"}.get(better, "")
+    distance = title in ("FID", "FD", "KID", "KD")
+    return Measure(name, label + (f"\n@{extractor}" if extractor else ""), scale, "quality", better, 3.0 if distance else None)
 
 
 def _x(line: Line, axis: str) -> float | None:
     """Where a line stands on an axis; a resolution counts as the side of the square of the same area."""
     if axis == "resolution":
         return math.sqrt(line.height * line.width)
-    return None if axis == "steps" and line.steps is None else float(line.steps or 0) if axis == "steps" else line.sparsity
+    if axis == "sparsity":
+        return line.sparsity
+    return None if line.steps is None else float(line.steps)
 
 
-def _row(line: Line, measure: Measure) -> Row | None:
-    return line.speed if measure.kind == "speed" else line.quality
-
-
-def _against(name: str, stem: str, lines: list[Line], axis: str, measures: list[Measure], looks: dict[str, dict[str, Any]],
+def _against(name: str, stem: str, lines: list[Line], axis: str, measures: list[Measure], looks: Looks,
              machine: str | None) -> Iterator[Drawn]:
-    """Measures against an axis: one panel per measure, one row of panels per resolution where that is not the axis."""
-    from matplotlib.figure import Figure
-
-    drawable = [measure for measure in measures if _points(lines, axis, measure) >= 2]
-    if not drawable:
+    """Measures against an axis: a panel per measure and per facet, none of them empty."""
+    rows = _facets(lines, axis)
+    every = [(title, measure, mine) for measure in measures for title, mine in rows if _points(mine, axis, measure) > 1]
+    if not every:
         return
-    facets = sorted({(line.height, line.width) for line in lines if not line.role}, key=lambda size: size[0] * size[1])
-    rows: list[tuple[str, list[Line]]] = [("", lines)]
-    if axis != "resolution" and len(facets) > 1:
-        rows = [(resolution_text(*size), [line for line in lines if (line.height, line.width) == size]) for size in facets]
-        rows = [row for row in rows if len({_x(line, axis) for line in row[1] if not line.role} - {None}) > 1] or rows[:1]
-    every = [(title, measure, mine) for title, mine in rows for measure in drawable if _points(mine, axis, measure)]
-    panels = every[:MOST_PANELS]
-    columns = 1 if len(panels) == 1 else min(3, len(drawable)) if len(drawable) > 1 else min(3, len(panels))
-    down = math.ceil(len(panels) / columns)
-    width = COLUMN_IN if columns == 1 else PAGE_IN
-    figure = Figure(figsize=(width, 1.0), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.03, hspace=0.04)
-    grid = figure.subplots(down, columns, squeeze=False)
+    shown, drawable = every[:MOST_PANELS], list(dict.fromkeys(measure for _, measure, _ in every))
+    columns = min(3, len(shown))
+    figure, grid, width_in = draw.panels(len(shown), columns)
     handles: dict[str, Any] = {}
-    for axes, (title, measure, mine) in zip(grid.flat, panels):
-        failed = _panel(axes, mine, axis, measure, looks, handles)
+    failed = False
+    for axes, (title, measure, mine) in zip(grid, shown):
+        failed |= _panel(axes, mine, axis, measure, looks, handles, width_in)
         axes.set_ylabel(measure.label)
         axes.set_xlabel(X_LABELS[axis] if columns == 1 else X_LABELS[axis].split(" (")[0])
-        if title:
-            axes.set_title(title, loc="left", pad=3)
-        if failed:
-            handles.setdefault("failed or skipped (see table)", axes.plot([], [], "x", color="0.2", markersize=5)[0])
-    for axes in list(grid.flat)[len(panels):]:
-        axes.set_axis_off()
-    left_out = f"; {len(every) - len(panels)} more panels left out" if len(every) > len(panels) else ""
-    says = _says(name, [line for _, mine in rows for line in mine], drawable, machine) + left_out
-    _finish(figure, says, handles, width, down * (2.15 if columns == 1 else 1.75))
-    titles = ", ".join(dict.fromkeys(measure.label.split(" (")[0].split("\n")[0].rstrip(" ↓↑") for measure in drawable))
-    yield Drawn(stem, f"{titles} against {axis}. {says}.", figure)
+        axes.set_title(title, loc="left", pad=3)
+    says = _says(name, [line for _, mine in rows for line in mine], drawable, machine)
+    says += f"; {len(every) - len(shown)} more panels left out" if len(every) > len(shown) else ""
+    entries, deep = _ordered(handles, grid[0], failed), math.ceil(len(shown) / columns)
+    draw.finish(figure, says, entries, 2.15 if columns == 1 else 1.75, deep)
+    yield Drawn(stem, f"{', '.join(measure.title for measure in drawable)} against {axis}. {says}.", figure)
+
+
+def _facets(lines: list[Line], axis: str) -> list[tuple[str, list[Line]]]:
+    """One facet, or one per resolution where that is not the axis, or one per method when a panel would be too full."""
+    own = [line for line in lines if not line.role]
+    sizes = sorted({(line.height, line.width) for line in own}, key=lambda size: (size[0] * size[1], size))
+    facets = [("", lines)]
+    if axis != "resolution" and len(sizes) > 1:
+        facets = [(resolution_text(*size), [line for line in lines if (line.height, line.width) == size]) for size in sizes]
+        facets = [facet for facet in facets if len({_x(line, axis) for line in facet[1] if not line.role} - {None}) > 1]
+    if max((len(_series(mine, axis)) for _, mine in facets), default=0) <= MOST_SERIES:
+        return facets
+    return [(f"{method}{', ' if title else ''}{title}", [line for line in mine if line.role or line.method == method])
+            for title, mine in facets for method in sorted({line.method for line in mine if not line.role})]
 
 
 def _points(lines: list[Line], axis: str, measure: Measure) -> int:
-    return sum(interval(_row(line, measure), measure.field) is not None and _x(line, axis) is not None for line in lines)
+    return sum(measure.of(line) is not None and _x(line, axis) is not None for line in lines if not line.role)
 
 
 def _says(name: str, lines: list[Line], measures: list[Measure], machine: str | None) -> str:
-    """What a figure states about itself: the sweep, n, the machine, the fixed axes."""
+    """What a figure states about itself: the sweep, n, the axes that do not vary, the machine."""
+    own = [line for line in lines if not line.role]
     parts = [f"Sweep {name}"]
     if any(measure.kind == "quality" for measure in measures):
         parts.append(f"n = {_range(line.quality['n'] for line in lines if line.quality)} images per point")
     if any(measure.kind == "speed" for measure in measures):
-        speeds = [line.speed for line in lines if line.speed and line.speed["status"] == "ok"]
-        parts.append(f"{_range(row['images'] for row in speeds)} timed images in {_range(row['processes'] for row in speeds)} processes per point")
-    own = [line for line in lines if not line.role]
-    for text, values in (("{} steps", {line.steps for line in own} - {None}),
-                         ("s = {}", {line.sparsity for line in own if any(one.sparsity for one in own)})):
-        if len(values) == 1:
-            parts.append(text.format(f"{values.pop():g}"))
-    sizes = {resolution_text(line.height, line.width) for line in own}
-    parts += [sizes.pop()] if len(sizes) == 1 else []
+        timed = [line.speed for line in lines if line.speed and line.speed["status"] == "ok"]
+        parts.append(f"{_range(row['images'] for row in timed)} timed images in {_range(row['processes'] for row in timed)} "
+                     "processes per point")
+    for said in ({f"{line.steps} steps" for line in own if line.steps is not None},
+                 {f"sparsity {line.sparsity:g}" for line in own if any(one.sparsity for one in own)},
+                 {resolution_text(line.height, line.width) for line in own}):
+        parts += said if len(said) == 1 else ()
     return ", ".join(parts) + (f"; {machine}" if machine else "")
 
 
@@ -221,227 +196,171 @@ def _range(values: Iterable[Any]) -> str:
     return "unknown" if not known else str(known[0]) if len(known) == 1 else f"{known[0]}–{known[-1]}"
 
 
-def _finish(figure: "Figure", says: str, handles: dict[str, Any], width: float, height: float) -> None:
-    """Put the statement above and the legend below the panels, and give the figure the height that they all need."""
-    wrapped = textwrap.wrap(says, int(width * 19.5))
-    rows = _legend(figure, handles, width)
-    figure.set_size_inches(width, height + 0.13 * len(wrapped) + 0.155 * rows + 0.08)
-    figure.suptitle("\n".join(wrapped), fontsize=6.5, x=0.01, ha="left", color="0.25")
+def _ordered(handles: dict[str, Any], axes: "Axes", failed: bool) -> dict[str, Any]:
+    """Legend entries: methods by name, then the baselines, the front and the mark of failures."""
+    ends = "(floor)", "(ceiling)", "Pareto front"
+    last = {label: handle for label, handle in handles.items() if label.endswith(ends)}
+    entries = {label: handles[label] for label in sorted(handles) if label not in last} | last
+    if failed:
+        entries["no result (see table)"] = axes.plot([], [], "x", color="0.2", markersize=5)[0]
+    return entries
 
 
-def _legend(figure: "Figure", handles: dict[str, Any], width: float) -> int:
-    """A legend outside the axes in as many columns as fit; returns its number of rows."""
-    if not handles:
-        return 0
-    longest = max(len(label) for label in handles)
-    columns = max(1, min(len(handles), int(width / (0.42 + 0.062 * longest))))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, columnspacing=1.2,
-                  handletextpad=0.5, borderpad=0.1, labelspacing=0.35)
-    return math.ceil(len(handles) / columns)
-
-
-def _panel(axes: "Axes", lines: list[Line], axis: str, measure: Measure, looks: dict[str, dict[str, Any]],
-           handles: dict[str, Any]) -> bool:
+def _panel(axes: "Axes", lines: list[Line], axis: str, measure: Measure, looks: Looks, handles: dict[str, Any],
+           width_in: float) -> bool:
     """Draw every series of a panel with its error bars; True when some cell failed and is marked at the top."""
-    series = _series(lines, axis)
-    for (label, method, role, variant), mine in series.items():
-        look = dict(BASELINE[role]) if role else dict(looks[method])
-        if variant:
-            look["linestyle"] = DASHES[variant % len(DASHES)]
-            look["markerfacecolor"] = "white" if variant % 2 else look["color"]
-        _line(axes, mine, axis, measure, look, label, role, handles)
-    values = [one for line in lines for one in (interval(_row(line, measure), measure.field) or ())]
-    _y_scale(axes, [value * measure.scale for value in values if math.isfinite(value)], measure)
-    _x_scale(axes, lines, axis)
-    return _mark_failed(axes, lines, axis, measure, looks)
-
-
-def _series(lines: list[Line], axis: str) -> dict[tuple[str, str, str | None, int], list[Line]]:
-    """Lines by method and by the axes that vary besides the one drawn; baselines last."""
     own = [line for line in lines if not line.role]
-    vary = [part for part in ("steps", "sparsity", "options") if part != axis and len({getattr(line, part) for line in own}) > 1]
-    found: dict[tuple[str, str], list[Line]] = {}
-    for line in sorted(lines, key=lambda line: (line.role is not None, line.method)):
-        found.setdefault((line.method, "" if line.role else tables.settings_text(line, vary)), []).append(line)
-    variants: dict[str, int] = {}
-    series = {}
-    for (method, setting), mine in found.items():
-        position = variants[method] = variants.get(method, -1) + 1
-        label = mine[0].name + (f", {setting}" if setting else "")
-        series[label, method, mine[0].role, position] = mine
+    ends = [end for line in own for end in measure.of(line) or () if math.isfinite(end)]
+    draw.value_scale(axes, ends, log_above=measure.log_above, from_zero=measure.kind == "speed")
+    for (label, method, variant), mine in _series(lines, axis).items():
+        look = dict(looks[method])
+        if variant:
+            look["linestyle"] = draw.DASHES[variant % len(draw.DASHES)]
+            look["markerfacecolor"] = "white" if variant % 2 else look["color"]
+        points = _ends(mine, axis, measure)
+        if points:
+            below, above = ([_length(point[1:], end) for point in points] for end in (1, 2))
+            handles[label] = axes.errorbar([point[0] for point in points], [point[1] for point in points], yerr=[below, above],
+                                           capsize=1.8, elinewidth=0.8, capthick=0.8, **look)
+    labels = {}
+    for line in own:
+        x = _x(line, axis)
+        if x is not None and (x not in labels or line.height == line.width):
+            labels[x] = resolution_text(line.height, line.width) if axis == "resolution" else f"{x:g}"
+    draw.ticks(axes, labels, log2=axis != "sparsity", width_in=width_in)
+    _baselines(axes, [line for line in lines if line.role], axis, measure, handles)
+    return _mark_failed(axes, own, axis, measure, looks)
+
+
+def _ends(lines: list[Line], axis: str, measure: Measure) -> list[tuple[float, float, float, float]]:
+    """Points (x, value, lower end, upper end) in the order of x."""
+    found = [(_x(line, axis), measure.of(line)) for line in lines]
+    return sorted((x, *ends) for x, ends in found if x is not None and ends is not None)
+
+
+def _length(ends: Sequence[float], end: int) -> float:
+    """Length of an error bar; 0 where the interval is unknown."""
+    return 0.0 if math.isnan(ends[end]) else abs(ends[end] - ends[0])
+
+
+def _varying(lines: list[Line]) -> list[str]:
+    return [part for part in ("steps", "sparsity", "options") if len({getattr(line, part) for line in lines}) > 1]
+
+
+def _series(lines: list[Line], axis: str) -> dict[tuple[str, str, int], list[Line]]:
+    """Competitors' lines by (label, method, variant): a variant is a setting of the axes that vary besides the one drawn."""
+    own = sorted((line for line in lines if not line.role), key=lambda line: line.method)
+    vary = [part for part in _varying(own) if part != axis]
+    series: dict[tuple[str, str, int], list[Line]] = {}
+    settings: dict[str, list[str]] = {}
+    for line in own:
+        setting = tables.settings_text(line, vary)
+        mine = settings.setdefault(line.method, [])
+        mine += [] if setting in mine else [setting]
+        series.setdefault((line.name + (f", {setting}" if setting else ""), line.method, mine.index(setting)), []).append(line)
     return series
 
 
-def _line(axes: "Axes", mine: list[Line], axis: str, measure: Measure, look: dict[str, Any], label: str, role: str | None,
-          handles: dict[str, Any]) -> None:
-    points = []
-    for line in mine:
-        found, x = interval(_row(line, measure), measure.field), _x(line, axis)
-        if found is not None:
-            value, low, high = (one * measure.scale for one in found)
-            points.append((x, value, 0.0 if math.isnan(low) else value - low, 0.0 if math.isnan(high) else high - value))
-    if not points:
-        return
-    if role and (len(points) == 1 or points[0][0] is None):
-        handles[label] = axes.axhline(points[0][1], **{key: value for key, value in look.items() if key != "marker"}, linewidth=1.0)
-        return
-    points.sort(key=lambda point: point[0] or 0.0)
-    x, value, below, above = zip(*points)
-    drawn = axes.errorbar(x, value, yerr=[below, above], label=label, capsize=1.8, elinewidth=0.8, capthick=0.8, **look)
-    handles[label] = drawn
-
-
-def _y_scale(axes: "Axes", values: list[float], measure: Measure) -> None:
-    """Logarithmic where the values span more than a factor of three, else linear; ticks are plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    positive = [value for value in values if value > 0]
-    if measure.log and positive and len(positive) == len(values) and max(positive) > 3 * min(positive):
-        axes.set_yscale("log")
-        decades = math.log10(max(positive) / min(positive))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.2 else (1.0,)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(min(positive) / 1.25, max(positive) * 1.25 * 10 ** (0.06 * decades))
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if measure.kind == "speed":
-            axes.set_ylim(0, max(values, default=1.0) * 1.15)
+def _baselines(axes: "Axes", lines: list[Line], axis: str, measure: Measure, handles: dict[str, Any]) -> None:
+    """Lines of real and gaussian where they fit beside the data; above the panel a note with their value where they do not."""
+    low, high = axes.get_ylim()
+    place = (lambda value: math.log10(max(value, 1e-12))) if axes.get_yscale() == "log" else float
+    notes = []
+    for name, group in itertools.groupby(sorted(lines, key=lambda line: line.name), lambda line: line.name):
+        mine = [line for line in group if measure.of(line)]
+        if not mine:
+            continue
+        values = [(measure.of(line) or NO_SPAN)[0] for line in mine]
+        span = place(high) - place(low)
+        above = place(max(values)) - place(high) > 0.5 * span
+        if above or place(low) - place(min(values)) > 0.5 * span:
+            ends = dict.fromkeys(tables.format_value(end, None) for end in (min(values), max(values)))
+            notes.append(f"{name} {'–'.join(ends)} {'↑' if above else '↓'}")
+            continue
+        look = draw.BASELINE[mine[0].role or "floor"]
+        points = _ends(mine, axis, measure)
+        if axis == "resolution" and len(points) > 1:
+            errors = [[_length(point[1:], end) for point in points] for end in (1, 2)]
+            handles[name] = axes.errorbar([point[0] for point in points], [point[1] for point in points], yerr=errors,
+                                          capsize=1.8, zorder=1.5, **look)
         else:
-            axes.margins(y=0.12)
+            handles[name] = axes.axhline(values[0], zorder=1.5, **look)
+        reach = [place(end) for end in axes.get_ylim()]
+        reach = [min(place(min(values)) - 0.05 * span, reach[0]), max(place(max(values)) + 0.05 * span, reach[1])]
+        axes.set_ylim(*((10**end for end in reach) if axes.get_yscale() == "log" else reach))
+    if notes:
+        axes.set_title("\n".join(notes), loc="right", fontsize=6, color="0.35", pad=2, linespacing=1.05)
 
 
-def _x_scale(axes: "Axes", lines: list[Line], axis: str) -> None:
-    """Ticks where there are cells: 64², 64×128, 10, 0.75; logarithmic for resolution and steps; crowded labels are thinned."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    ticks: dict[float, str] = {}
-    for line in lines:
-        x = _x(line, axis)
-        if x is not None and (not line.role or axis == "resolution"):
-            said = resolution_text(line.height, line.width) if axis == "resolution" else f"{x:g}"
-            ticks[x] = said if "²" in said or x not in ticks else ticks[x]
-    place: Callable[[float], float] = (lambda x: x) if axis == "sparsity" else math.log2
-    if axis != "sparsity":
-        axes.set_xscale("log", base=2)
-    places = [place(x) for x in ticks]
-    room = 0.09 * max(max(places) - min(places), 1e-9) if places else 0.0
-    kept: list[float] = []
-    for x in sorted(ticks, key=lambda x: ("×" in ticks[x], x)):
-        if all(abs(place(x) - place(other)) >= room * (1 + 0.25 * (len(ticks[x]) > 3)) for other in kept):
-            kept.append(x)
-    axes.xaxis.set_major_locator(FixedLocator(sorted(kept)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(sorted(kept), [ticks[x] for x in sorted(kept)])
-    axes.margins(x=0.07)
-
-
-def _mark_failed(axes: "Axes", lines: list[Line], axis: str, measure: Measure, looks: dict[str, dict[str, Any]]) -> bool:
-    """A cross with the status at the top edge for every cell that has no result."""
+def _mark_failed(axes: "Axes", lines: list[Line], axis: str, measure: Measure, looks: Looks) -> bool:
+    """A cross with the status above the data for every cell that has no result."""
     stacked: dict[float, int] = {}
+    leftmost = min((x for line in lines if (x := _x(line, axis)) is not None), default=0.0)
     for line in lines:
-        row, x = _row(line, measure), _x(line, axis)
-        if row is None or row["status"] == "ok" or x is None or line.role:
+        row, x = measure.row(line), _x(line, axis)
+        if row is None or row["status"] == "ok" or x is None:
             continue
         level = stacked[x] = stacked.get(x, -1) + 1
-        y = 0.97 - 0.085 * level
-        colour = looks[line.method]["color"]
-        edge = axes.get_xaxis_transform()
-        axes.plot([x], [y], marker="x", color=colour, transform=edge, clip_on=False, markersize=5, markeredgewidth=1.4, linestyle="")
-        axes.annotate(row["status"], (x, y), xycoords=edge, xytext=(-4, 0), textcoords="offset points", ha="right", va="center",
-                      fontsize=6, color=colour)
+        look: dict[str, Any] = {"color": looks[line.method]["color"], "clip_on": False, "transform": axes.get_xaxis_transform()}
+        axes.plot([x], [0.96 - 0.09 * level], marker="x", markersize=4.5, markeredgewidth=1.3, linestyle="", **look)
+        axes.annotate(row["status"], (x, 0.96 - 0.09 * level), xycoords=axes.get_xaxis_transform(), fontsize=6, va="center",
+                      xytext=(5, 0) if x == leftmost else (-5, 0), textcoords="offset points", color=look["color"],
+                      ha="left" if x == leftmost else "right")
     if stacked:
-        bottom, top = axes.get_ylim()
+        low, high = axes.get_ylim()
         more = 0.1 * (1 + max(stacked.values()))
-        axes.set_ylim(bottom, top * (top / bottom) ** more if axes.get_yscale() == "log" else top + (top - bottom) * more)
+        more /= 1 - min(more, 0.6)
+        axes.set_ylim(low, high * (high / low) ** more if axes.get_yscale() == "log" else high + (high - low) * more)
     return bool(stacked)
 
 
-def _pareto(name: str, stem: str, lines: list[Line], metrics: list[Measure], looks: dict[str, dict[str, Any]], machine: str,
+def _pareto(name: str, stem: str, lines: list[Line], measure: Measure, latency: Measure, looks: Looks, machine: str,
             quality: list[Line]) -> Iterator[Drawn]:
     """Quality against latency (log), one panel per resolution, with the front of what nothing else beats in both."""
-    from matplotlib.figure import Figure
-
-    measure = next((metric for metric in metrics if metric.better in ("lower", "higher")), None)
-    if measure is None:
-        return
-    both = [line for line in lines if not line.role and interval(line.speed, LATENCY.field) and interval(line.quality, measure.field)]
-    sizes = sorted({(line.height, line.width) for line in both}, key=lambda size: size[0] * size[1])
+    both = [line for line in lines if not line.role and latency.of(line) and measure.of(line)]
+    sizes = sorted({(line.height, line.width) for line in both}, key=lambda size: (size[0] * size[1], size))
     sizes = [size for size in sizes if sum((line.height, line.width) == size for line in both) > 1]
     if not sizes:
         return
     shown = sizes[:6]
     columns = min(3, len(shown))
-    down, width = math.ceil(len(shown) / columns), COLUMN_IN if len(shown) == 1 else PAGE_IN
-    figure = Figure(figsize=(width, 1.0), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.03, hspace=0.04)
+    figure, grid, _ = draw.panels(len(shown), columns)
     handles: dict[str, Any] = {}
-    grid = figure.subplots(down, columns, squeeze=False)
-    for axes, size in zip(grid.flat, shown):
+    for axes, size in zip(grid, shown):
         mine = [line for line in both if (line.height, line.width) == size]
-        floor = [line for line in quality if line.role == "floor" and (line.height, line.width) == size]
-        _pareto_panel(axes, mine, floor, measure, looks, handles)
+        _pareto_panel(axes, mine, measure, latency, looks, handles)
+        beside = [line for line in quality if line.role and (line.height, line.width) == size]
+        _baselines(axes, beside, "steps", measure, handles)
         axes.set_title(resolution_text(*size), loc="left", pad=3)
-        axes.set_xlabel(LATENCY.label)
+        axes.set_xlabel(latency.label)
         axes.set_ylabel(measure.label)
-    for axes in list(grid.flat)[len(shown):]:
-        axes.set_axis_off()
-    says = _says(name, both, [measure, LATENCY], machine)
+    says = _says(name, both, [measure, latency], machine)
     says += f"; {len(sizes) - len(shown)} larger resolutions left out" if len(sizes) > len(shown) else ""
-    _finish(figure, says, handles, width, down * (2.15 if columns == 1 else 1.9))
-    yield Drawn(stem, f"{measure.label.partition(chr(10))[0].rstrip(' ↓↑')} against latency; the grey line is the Pareto front. {says}.", figure)
+    entries, deep = _ordered(handles, grid[0], False), math.ceil(len(shown) / columns)
+    draw.finish(figure, says, entries, 2.15 if columns == 1 else 1.9, deep)
+    yield Drawn(stem, f"{measure.title} against latency; the grey line is the Pareto front. {says}.", figure)
 
 
-def _pareto_panel(axes: "Axes", lines: list[Line], floor: list[Line], measure: Measure, looks: dict[str, dict[str, Any]],
+def _pareto_panel(axes: "Axes", lines: list[Line], measure: Measure, latency: Measure, looks: Looks,
                   handles: dict[str, Any]) -> None:
     """One resolution: points with error bars in both directions, settings beside them where a method has several."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    points = []
-    for line in lines:
-        latency = interval(line.speed, LATENCY.field) or (math.nan,) * 3
-        value = interval(line.quality, measure.field) or (math.nan,) * 3
-        points.append((line, latency, tuple(one * measure.scale for one in value)))
-    for method, group in itertools.groupby(sorted(points, key=lambda point: (point[0].method, point[1][0])), lambda p: p[0].method):
+    points = [(line, latency.of(line) or NO_SPAN, measure.of(line) or NO_SPAN) for line in lines]
+    points.sort(key=lambda point: (point[0].method, point[1][0]))
+    draw.value_scale(axes, [end for _, x, _ in points for end in x if math.isfinite(end)], log_above=0.0, which="x")
+    draw.value_scale(axes, [end for _, _, y in points for end in y if math.isfinite(end)], log_above=measure.log_above)
+    for method, group in itertools.groupby(points, lambda point: point[0].method):
         mine = list(group)
-        errors = [[[0.0 if math.isnan(end) else abs(end - p[which][0]) for p in mine] for end_of in (1, 2)
-                   for end in ()] for which in (1, 2)]
-        errors = [[[_span(p[which], end) for p in mine] for end in (1, 2)] for which in (1, 2)]
-        handles[method] = axes.errorbar([p[1][0] for p in mine], [p[2][0] for p in mine], xerr=errors[0], yerr=errors[1],
+        wide = [[_length(x, end) for _, x, _ in mine] for end in (1, 2)]
+        tall = [[_length(y, end) for _, _, y in mine] for end in (1, 2)]
+        handles[method] = axes.errorbar([x[0] for _, x, _ in mine], [y[0] for _, _, y in mine], xerr=wide, yerr=tall,
                                         capsize=1.5, elinewidth=0.8, capthick=0.8, **looks[method])
-        vary = [part for part in ("steps", "sparsity", "options") if len({getattr(p[0], part) for p in mine}) > 1]
-        for line, latency, value in mine if vary and len(mine) <= 6 else ():
+        vary = _varying([point[0] for point in mine])
+        for line, x, y in mine if vary and len(mine) <= 6 else ():
             said = str(line.steps) if vary == ["steps"] else tables.settings_text(line, vary)
-            axes.annotate(said, (latency[0], value[0]), xytext=(4, 3), textcoords="offset points", fontsize=6, color="0.3")
-    _front(axes, [(p[1][0], p[2][0]) for p in points], measure.better, handles)
-    for line in floor:
-        value = interval(line.quality, measure.field)
-        if value is not None:
-            look = {key: one for key, one in BASELINE["floor"].items() if key != "marker"}
-            handles[line.name] = axes.axhline(value[0] * measure.scale, linewidth=1.0, zorder=1, **look)
-    everything = [one for p in points for one in p[2]] + [axes_line for line in floor
-                                                          for axes_line in [(interval(line.quality, measure.field) or (math.nan,))[0] * measure.scale]]
-    _y_scale(axes, [value for value in everything if math.isfinite(value)], measure)
-    axes.set_xscale("log")
-    xs = [p[1][0] for p in points]
-    axes.set_xlim(min(xs) / 1.6, max(xs) * 1.9)
-    decades = math.log10(max(xs) / min(xs) * 3)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 2.4 else (1.0,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _span(ends: Sequence[float], end: int) -> float:
-    return 0.0 if math.isnan(ends[end]) else abs(ends[end] - ends[0])
-
-
-def _front(axes: "Axes", points: list[tuple[float, float]], better: str, handles: dict[str, Any]) -> None:
-    """The staircase through the points that no other beats in latency and quality."""
-    sign = 1.0 if better == "lower" else -1.0
+            axes.annotate(said, (x[0], y[0]), xytext=(4, 3), textcoords="offset points", fontsize=6, color="0.3")
+    sign = 1.0 if measure.better == "lower" else -1.0
     front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], sign * point[1])):
-        if not front or sign * y < sign * front[-1][1]:
-            front.append((x, y))
+    for at, value in sorted(((x[0], y[0]) for _, x, y in points), key=lambda xy: (xy[0], sign * xy[1])):
+        front += [(at, value)] if not front or sign * value < sign * front[-1][1] else []
     if len(front) > 1:
-        x, y = zip(*front)
-        handles["Pareto front"] = axes.step(x, y, where="post", color="0.72", linewidth=2.2, zorder=1)[0]
+        handles["Pareto front"] = axes.step(*zip(*front), where="post", color="0.75", linewidth=2.2, zorder=1)[0]

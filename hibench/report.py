@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibench import tables
+from hibench import tables, typeset
 from hibench.errors import HibenchError, SpecError, did_you_mean
-from hibench.tables import Row, escape_markdown, number
+from hibench.tables import Row, number
+from hibench.typeset import escape_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +20,8 @@ __all__ = ["FORMATS", "flatten", "hardware_name", "load_records", "load_table", 
 FORMATS = ("md", "csv", "tex", "png", "pdf")
 SCHEMA = 1
 FIRST = ("key", "method", "kind", "status", "height", "width", "steps", "sparsity", "latency_p50_s", "latency_p90_s",
-         "latency_lo_s", "latency_hi_s", "peak_bytes", "peak_source", "weights_bytes", "first_image_s", "load_s", "flops", "nfe",
-         "energy_j_per_image", "n", "reason", "flags", "id", "parameters")
+         "latency_lo_s", "latency_hi_s", "peak_bytes", "peak_source", "weights_bytes", "first_image_s", "load_s", "flops",
+         "nfe", "energy_j_per_image", "n", "reason", "flags", "id", "parameters")
 COUNTS = ("height", "width", "steps", "peak_bytes", "weights_bytes", "flops", "nfe", "n", "parameters", "images", "processes")
 
 
@@ -60,7 +61,8 @@ def flatten(record: dict[str, Any]) -> Row:
     extractors = sorted({str(entry["extractor"]) for entry in metrics.values() if entry.get("extractor")})
     row: Row = {
         "key": record["key"], "method": method["name"], "kind": record["kind"], "status": record["status"],
-        "height": axes["height"], "width": axes["width"], "steps": axes.get("steps"), "sparsity": number(axes.get("sparsity")) or 0.0,
+        "height": axes["height"], "width": axes["width"], "steps": axes.get("steps"),
+        "sparsity": number(axes.get("sparsity")) or 0.0,
         "latency_lo_s": span[0], "latency_hi_s": span[1], "peak_source": speed.get("peak_source"),
         "n": number(quality.get("n") if quality else speed.get("images")), "reason": _reason(record),
         "flags": ";".join(str(flag.get("name")) for flag in record.get("flags") or ()), "id": record["id"],
@@ -69,7 +71,8 @@ def flatten(record: dict[str, Any]) -> Row:
         "extractor": ";".join(extractors) or None, "hardware": hardware_name(env.get("hardware") or {}),
         "hardware_digest": env.get("hardware_digest"), "software_digest": env.get("software_digest"),
         "adapter_digest": method.get("adapter_digest"), "weights_digest": method.get("weights_digest"),
-        "commit": git.get("commit"), "dirty": git.get("dirty"), "started_at": record.get("started_at"), "wall_s": number(record.get("wall_s")),
+        "commit": git.get("commit"), "dirty": git.get("dirty"), "started_at": record.get("started_at"),
+        "wall_s": number(record.get("wall_s")),
         "method_options": json.dumps(method.get("options") or {}, sort_keys=True),
     }
     for name in ("latency_p50_s", "latency_p90_s", "peak_bytes", "weights_bytes", "first_image_s", "load_s", "flops", "nfe",
@@ -89,7 +92,8 @@ def _peak_range(speed: dict[str, Any], peak: float | None) -> tuple[float | None
     """Smallest and largest peak over the processes, widened to hold the reported one; (None, None) below two processes."""
     peaks = []
     for process in speed.get("processes") or ():
-        allocated, resident, idle = (number(process.get(name)) for name in ("peak_allocated_bytes", "peak_rss_bytes", "idle_rss_bytes"))
+        allocated = number(process.get("peak_allocated_bytes"))
+        resident, idle = number(process.get("peak_rss_bytes")), number(process.get("idle_rss_bytes"))
         over_idle = None if resident is None or idle is None else resident - idle
         value = allocated if speed.get("peak_source") == "cuda-allocated" else over_idle
         peaks += [] if value is None else [value]
@@ -117,7 +121,7 @@ def hardware_name(hardware: dict[str, Any]) -> str:
     names = [str(gpu.get("name", "GPU")) if isinstance(gpu, dict) else str(gpu) for gpu in gpus]
     if names:
         return ", ".join(f"{names.count(name)} × {name}" if names.count(name) > 1 else name for name in sorted(set(names)))
-    cpu = hardware.get("cpu") or hardware.get("cpu_model") or hardware.get("cpu_name") or hardware.get("machine") or "unknown machine"
+    cpu = next((hardware[key] for key in ("cpu", "cpu_model", "cpu_name", "machine") if hardware.get(key)), "unknown machine")
     inside = cpu if isinstance(cpu, dict) else hardware
     name = str(inside.get("name") or inside.get("model") or "CPU") if isinstance(cpu, dict) else str(cpu)
     cores = next((inside[key] for key in ("cores", "cpu_count", "logical_cores", "threads") if inside.get(key)), None)
@@ -156,8 +160,8 @@ def _frame(rows: list[Row]) -> "pd.DataFrame":
         flat.append(one)
     named = [f"option.{name}" for name in options], [part for name in metrics for part in (name, f"{name}_pm")]
     rest = [name for name in flat[0] if name not in FIRST and name not in (*named[0], *named[1])]
-    frame = pd.DataFrame(flat, columns=[*FIRST, *named[0], *named[1], *rest])
-    for name in frame.columns:
+    frame: pd.DataFrame = pd.DataFrame(flat, columns=[*FIRST, *named[0], *named[1], *rest])
+    for name in [str(column) for column in frame.columns]:
         if name in named[1] or name.endswith(("_s", "_j_per_image")) or name in COUNTS:
             frame[name] = frame[name].astype("float64")
         if name in COUNTS and bool((frame[name].dropna() % 1 == 0).all()):
@@ -198,7 +202,8 @@ def _answers(key: str, found: list[Row], manifests: list[dict[str, str]]) -> lis
     found = list({row["id"]: row for row in named or found}.values())
     if not found:
         return [_not_run(key)]
-    same = [row for row in found if all(row[name] == found[0][name] for name in ("adapter_digest", "weights_digest", "_options"))]
+    code = ("adapter_digest", "weights_digest", "_options")
+    same = [row for row in found if all(row[name] == found[0][name] for name in code)]
     if found[0]["kind"] != "speed":
         return same[:1]
     return list({row["hardware"]: row for row in reversed(same)}.values())[::-1]
@@ -231,15 +236,15 @@ def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS) 
         written.append(_put(out / "records.csv", str(_frame(rows).to_csv(index=False, lineterminator="\n"))))
     sweeps = sweep_rows(results, rows)
     made = {name: tables.build(name, mine) for name, mine in sweeps.items()}
-    writers = {"md": tables.to_markdown, "csv": tables.to_csv, "tex": tables.to_latex}
+    writers = {"md": typeset.to_markdown, "csv": typeset.to_csv, "tex": typeset.to_latex}
     for name, table in made.items():
         written += [_put(out / "tables" / f"{name}.{kind}", write(table)) for kind, write in writers.items() if kind in formats]
     pictures = [kind for kind in ("png", "pdf") if kind in formats]
     drawn: dict[str, list[tuple[str, list[Path]]]] = {name: [] for name in sweeps}
     if pictures:
-        from hibench import plots
+        from hibench.plots import write_plots
 
-        for name, caption, paths in plots.write_plots(sweeps, results, out / "plots", pictures):
+        for name, caption, paths in write_plots(sweeps, results, out / "plots", pictures):
             drawn[name].append((caption, paths))
             written += paths
     if "md" in formats:
@@ -261,19 +266,21 @@ def _index(rows: list[Row], made: dict[str, tables.Table], drawn: dict[str, list
             + ". Every number below comes from one record; its id stands under *Provenance*, and record `ID` lies in "
             "`cells/<first two letters of ID>/ID/record.json` of the results directory.", ""]
     for name, table in made.items():
-        text += [f"## {escape_markdown(name)}", "", tables.to_markdown(table)]
+        text += [f"## {escape_markdown(name)}", "", typeset.to_markdown(table)]
         for caption, paths in drawn[name]:
             files = [path.relative_to(out).as_posix() for path in paths]
             shown = next((file for file in files if file.endswith(".png")), None)
             links = ", ".join(f"[{file.rsplit('.', 1)[1].upper()}]({file})" for file in files)
-            text += [f"![{escape_markdown(caption)}]({shown})" if shown else "", "", f"{escape_markdown(caption)} ({links})", ""]
+            said = escape_markdown(caption)
+            text += [*([f"![{said}]({shown})", ""] if shown else []), f"{said} ({links})", ""]
         text += _provenance(table)
     failed = [row for row in rows if row["status"] != "ok" or row["_missing"]]
     if failed:
         text += ["## Cells without a full result", "", "| Cell | Status | Reason | Record |", "|---|---|---|---|"]
         for row in failed:
             missing = "; ".join(f"{name}: {reason}" for name, reason in row["_missing"].items())
-            text.append(f"| {escape_markdown(row['key'])} | {row['status']} | {escape_markdown(row['reason'] or missing)} | `{row['id']}` |")
+            why = escape_markdown(row["reason"] or missing)
+            text.append(f"| {escape_markdown(row['key'])} | {row['status']} | {why} | `{row['id']}` |")
         text.append("")
     return "\n".join([*text, *_environment(rows)]).rstrip() + "\n"
 
@@ -285,8 +292,8 @@ def _provenance(table: tables.Table) -> list[str]:
     for line in table.lines:
         axes = f"{tables.resolution_text(line.height, line.width)}, {tables.settings_text(line)}"
         ids = [f"`{row['id']}`" if row and row["id"] else tables.NOTHING for row in (line.speed, line.quality)]
-        text.append(f"| {escape_markdown(line.name)} | {escape_markdown(axes)} | {escape_markdown(line.hardware or tables.NOTHING)} | "
-                    + " | ".join(ids) + " |")
+        said = [escape_markdown(one) for one in (line.name, axes, line.hardware or tables.NOTHING)]
+        text.append("| " + " | ".join(said + ids) + " |")
     return [*text, "", "</details>", ""]
 
 
@@ -300,9 +307,9 @@ def _environment(rows: list[Row]) -> list[str]:
     for (hardware, _, _, commit, dirty), mine in sorted(seen.items(), key=lambda item: item[0]):
         env = mine[0]["_env"]
         state = " with uncommitted changes" if dirty == "True" else ""
-        text += [f"### {escape_markdown(hardware)}", "", f"{len(mine)} records, commit `{commit}`{state}.", "", "| | |", "|---|---|"]
-        for part in ("hardware", "software"):
-            text += [f"| {escape_markdown(name)} | {escape_markdown(value)} |" for name, value in _leaves(env.get(part) or {}, "")]
+        text += [f"### {escape_markdown(hardware)}", "", f"{len(mine)} records, commit `{commit}`{state}.", "", "| | |"]
+        leaves = [leaf for part in ("hardware", "software") for leaf in _leaves(env.get(part) or {}, "")]
+        text += ["|---|---|", *(f"| {escape_markdown(name)} | {escape_markdown(value)} |" for name, value in leaves)]
         text.append("")
     return text
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from hibench.tables import Line, resolution_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hibench.plots import Drawn
+    from hibench.draw import Drawn
 
 __all__ = ["captioned_grid", "fit", "run_show", "sample_grid"]
 
@@ -33,32 +34,41 @@ def fit(image: "Image", side: int) -> "Image":
 
 
 def sample_grid(name: str, stem: str, lines: Sequence[Line], results: Path) -> Iterator["Drawn"]:
-    """Methods × resolutions with the same seeds, from the samples beside the records; nothing when there are none.
+    """Methods against resolutions (or against steps or sparsity, when only those vary), the same seeds in every cell.
 
-    Of several settings of a method at one resolution the one with the most steps and the least sparsity is shown."""
-    cells: dict[tuple[str, int, int], Line] = {}
+    Pictures come from the samples beside the records; nothing is drawn when there are none. Of several settings that fall
+    into one cell the one with the most steps and the least sparsity is shown."""
+    own = [line for line in lines if not line.role]
+    varied = [one for one in ("resolution", "steps", "sparsity") if len({_place(line, one) for line in own}) > 1]
+    axis = varied[0] if varied else "resolution"
+    cells: dict[tuple[str, str], Line] = {}
     for line in sorted(lines, key=lambda line: (line.steps or 0, -line.sparsity)):
-        cells[line.name, line.height, line.width] = line
+        cells[line.name, _place(line, axis)[1]] = line
     seeds = _common_seeds(cells.values(), results)
-    names = sorted({line.name for line in cells.values()}, key=lambda one: _rank(one, cells))
-    sizes = sorted({(line.height, line.width) for line in cells.values()}, key=lambda size: (size[0] * size[1], size))[:6]
+    roles = {line.name: line.role for line in cells.values()}
+    rows = sorted(roles, key=lambda one: (roles[one] != "floor", roles[one] is not None, one))
+    columns = [said for _, said in sorted({_place(line, axis) for line in own or lines})][-6:]
+    if axis != "resolution":
+        for line in [line for line in lines if line.role]:
+            cells[line.name, columns[0]] = line
     if seeds:
-        yield _draw_samples(name, stem, cells, names, sizes, seeds[:2 if len(sizes) <= 3 else 1], results)
+        yield _draw_samples(name, stem, cells, rows, columns, seeds[:2 if len(columns) <= 3 else 1], results)
 
 
-def _rank(name: str, cells: dict[tuple[str, int, int], Line]) -> tuple[bool, bool, str]:
-    """real first, then the methods by name, other baselines last."""
-    role = next(line.role for key, line in cells.items() if key[0] == name)
-    return role != "floor", role is not None, name
+def _place(line: Line, axis: str) -> tuple[float, str]:
+    """Where a line stands along the columns, and the head of its column."""
+    if axis == "resolution":
+        return line.height * line.width + line.height / 1e6, resolution_text(line.height, line.width)
+    return (float(line.steps or 0), f"{line.steps} steps") if axis == "steps" else (line.sparsity, f"s = {line.sparsity:g}")
 
 
 def _folder(line: Line, results: Path) -> Path:
-    found = (line.quality or {})["id"]
+    found = str((line.quality or {})["id"])
     return Path(results) / "cells" / found[:2] / found
 
 
-def _common_seeds(lines: Any, results: Path) -> list[int]:
-    """Seeds that every cell with samples has a picture of, ascending; the most shared ones if none is shared by all."""
+def _common_seeds(lines: Iterable[Line], results: Path) -> list[int]:
+    """The seeds that the most cells have a picture of, ascending."""
     counts: dict[int, int] = {}
     for line in lines:
         for path in (line.quality or {}).get("_samples", ()):
@@ -67,57 +77,65 @@ def _common_seeds(lines: Any, results: Path) -> list[int]:
     return sorted(seed for seed, count in counts.items() if count == max(counts.values()))
 
 
-def _draw_samples(name: str, stem: str, cells: dict[tuple[str, int, int], Line], names: list[str], sizes: list[tuple[int, int]],
+def _draw_samples(name: str, stem: str, cells: dict[tuple[str, str], Line], rows: list[str], columns: list[str],
                   seeds: list[int], results: Path) -> "Drawn":
     """A figure of exact pixels: every image is placed 1:1 at 200 dpi, so nothing is resampled twice."""
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
 
-    from hibench.plots import DPI, PAGE_IN, RC, Drawn
+    from hibench.draw import DPI, PAGE_IN, RC, Drawn
 
-    across = len(sizes) * len(seeds)
-    left, top = 22 + max(12 * len(one) for one in names), 110
+    says = _says(name, cells.values(), seeds)
+    across, left = len(columns) * len(seeds), 22 + max(11 * len(one) for one in rows)
     side = next((one for one in SIDES if left + across * (one + GAP) <= PAGE_IN * DPI), SIDES[-1])
-    if across * (SIDES[0] + GAP) + left <= PAGE_IN * DPI:
-        side = SIDES[0]
-    wide = left + across * (side + GAP) + (len(sizes) - 1) * GAP
-    tall = top + len(names) * (side + GAP)
+    wide = left + across * (side + GAP) + (len(columns) - 1) * GAP
+    wrapped = textwrap.wrap(says, max(30, int(wide / 10.5)))
+    top = 44 + 24 * len(wrapped)
+    tall = top + len(rows) * (side + GAP)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(wide / DPI, tall / DPI), dpi=DPI)
-        settings = sorted({f"{line.steps} steps" for line in cells.values() if line.steps is not None and not line.role})
-        says = f"Sweep {name}, seeds {', '.join(map(str, seeds))}" + (f", {' or '.join(settings)}" if settings else "")
-        figure.text(6 / wide, 1 - 8 / tall, "\n".join(textwrap.wrap(says, max(30, int(wide / 10)))), fontsize=6.5, color="0.25", va="top")
-        for row, one in enumerate(names):
-            y = top + row * (side + GAP)
-            figure.text((left - 10) / wide, 1 - (y + side / 2) / tall, one, ha="right", va="center", fontsize=7.5)
-            for column, size in enumerate(sizes):
-                x = left + column * (len(seeds) * (side + GAP) + GAP)
-                if row == 0:
-                    figure.text((x + (len(seeds) * (side + GAP) - GAP) / 2) / wide, 1 - (top - 8) / tall, resolution_text(*size),
-                                ha="center", va="bottom", fontsize=8)
-                line = cells.get((one, *size))
-                for position, seed in enumerate(seeds):
-                    where = x + position * (side + GAP)
-                    axes = figure.add_axes((where / wide, 1 - (y + side) / tall, side / wide, side / tall))
-                    axes.set_axis_off()
-                    picture = _sample(line, seed, side, results)
-                    if picture is None:
-                        axes.add_patch(matplotlib.patches.Rectangle((0, 0), 1, 1, facecolor="0.94", edgecolor="none"))
-                        said = "not in sweep" if line is None else "no sample" if line.quality["status"] == "ok" else line.quality["status"]
-                        axes.text(0.5, 0.5, said, ha="center", va="center", fontsize=6, color="0.35")
-                        continue
+        figure.text(6 / wide, 1 - 8 / tall, "\n".join(wrapped), fontsize=6.5, color="0.25", va="top")
+        for column, head in enumerate(columns):
+            middle = left + column * (len(seeds) * (side + GAP) + GAP) + (len(seeds) * (side + GAP) - GAP) / 2
+            figure.text(middle / wide, 1 - (top - 8) / tall, head, ha="center", va="bottom", fontsize=8)
+        for row, one in enumerate(rows):
+            bottom = 1 - (top + row * (side + GAP) + side) / tall
+            alone = sum((one, head) in cells for head in columns) == 1 < len(columns) and one.endswith(")")
+            figure.text((left - 10) / wide, bottom + side / tall / 2, f"{one}\nin all columns" if alone else one, ha="right",
+                        va="center", fontsize=7.5)
+            for column, position in itertools.product(range(len(columns)), range(len(seeds))):
+                where = left + column * (len(seeds) * (side + GAP) + GAP) + position * (side + GAP)
+                line = cells.get((one, columns[column]))
+                if line is None:
+                    continue
+                axes = figure.add_axes((where / wide, bottom, side / wide, side / tall))
+                axes.set_axis_off()
+                picture = _sample(line, seeds[position], side, results)
+                status = str((line.quality or {}).get("status", "ok"))
+                if picture is not None:
                     axes.imshow(np.asarray(picture), interpolation="none", aspect="auto")
-    return Drawn(stem, f"Samples: methods × resolutions, the same seeds in every row, each scaled to one display size. {says}.", figure)
+                    continue
+                axes.fill_between([0, 1], 0, 1, color="0.94", linewidth=0)
+                status = "no sample" if status == "ok" else status
+                axes.text(0.5, 0.5, status, ha="center", va="center", fontsize=6, color="0.35")
+    return Drawn(stem, f"Samples, each scaled to one display size; the columns state what was asked for. {says}.", figure)
 
 
-def _sample(line: Line | None, seed: int, side: int, results: Path) -> "Image | None":
+def _says(name: str, lines: Iterable[Line], seeds: list[int]) -> str:
+    """What the grid states about itself: the sweep, the seeds, what all methods share."""
+    own = [line for line in lines if not line.role]
+    steps, sizes = {line.steps for line in own}, {resolution_text(line.height, line.width) for line in own}
+    parts = [f"Sweep {name}", f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
+    parts += [f"{steps.pop()} steps"] if len(steps) == 1 and None not in steps else []
+    return ", ".join(parts + (list(sizes) if len(sizes) == 1 else []))
+
+
+def _sample(line: Line, seed: int, side: int, results: Path) -> "Image | None":
     """One sample on a white square of `side` pixels, or None."""
     from PIL import Image
 
-    if line is None or line.quality is None:
-        return None
-    path = next((one for one in line.quality["_samples"] if Path(one).stem == str(seed)), None)
+    path = next((one for one in (line.quality or {})["_samples"] if Path(one).stem == str(seed)), None)
     if path is None or not (_folder(line, results) / path).is_file():
         return None
     with Image.open(_folder(line, results) / path) as opened:
@@ -147,7 +165,8 @@ def captioned_grid(images: Any, captions: Sequence[str], *, columns: int | None 
         x, y = gap + position % columns * (cell + gap), gap + position // columns * (height + band + gap)
         sheet.paste(Image.fromarray(pixels[position]), (x + (cell - width) // 2, y))
         for number, text in enumerate(wrapped[position]):
-            draw.text((x + cell / 2, y + height + 5 + number * round(size * 1.25)), text, fill=(40, 40, 40), font=font, anchor="ma")
+            below = y + height + 5 + number * round(size * 1.25)
+            draw.text((x + cell / 2, below), text, fill=(40, 40, 40), font=font, anchor="ma")
     return sheet
 
 

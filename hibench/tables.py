@@ -1,18 +1,15 @@
-"""Tables from records: pair speed with quality, mark the best where the intervals allow it, write Markdown, CSV and LaTeX."""
+"""Tables from records: pair speed with quality, mark the best where the intervals allow it, note every failure."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "BASELINES", "Column", "Entry", "Line", "Row", "Table", "build", "escape_latex", "escape_markdown", "format_value", "interval",
-    "metric_names", "metric_title", "number", "pair", "resolution_text", "settings_text", "to_csv", "to_latex", "to_markdown",
+    "BASELINES", "Column", "Entry", "Line", "Row", "Table", "build", "format_value", "interval", "metric_names", "metric_title",
+    "number", "pair", "plain", "resolution_text", "settings_text", "unit_of",
 ]
 
 Row = dict[str, Any]                                      # one record, flattened by hibench.report
@@ -157,16 +154,19 @@ def pair(rows: Iterable[Row]) -> list[Line]:
     order: dict[str, int] = {}
     for row in rows:
         order.setdefault(row["method"], len(order))
-        place = (row["method"], BASELINES.get(row["adapter"]), row["height"], row["width"], row["steps"], row["sparsity"] or 0.0,
-                 tuple(sorted((name, str(value)) for name, value in row["_options"].items())))
+        options = tuple(sorted((name, str(value)) for name, value in row["_options"].items()))
+        place = (row["method"], BASELINES.get(row["adapter"]), row["height"], row["width"], row["steps"],
+                 row["sparsity"] or 0.0, options)
         if row["kind"] == "speed":
-            lines[(*place, row["hardware"])] = Line(*place, hardware=row["hardware"], speed=row)
+            on = (*place, row["hardware"])
+            lines[on] = Line(*place, hardware=row["hardware"], speed=row)
         elif row["kind"] == "quality":
             quality[place] = row
     for place, row in quality.items():
         mine = [line for key, line in lines.items() if key[:-1] == place]
         if not mine:
-            mine = [lines.setdefault((*place, None), Line(*place))]
+            nowhere = (*place, None)
+            mine = [lines.setdefault(nowhere, Line(*place))]
         for line in mine:
             line.quality = row
     return sorted(lines.values(), key=lambda line: (
@@ -195,7 +195,7 @@ def _columns(lines: list[Line], metrics: list[str]) -> list[Column]:
         known = sorted(value for value in values if value is not None)
         failed = name == "latency_p50_s" and any(line.speed for line in lines)
         if known or failed:
-            scale, unit = _unit(quantity, known)
+            scale, unit = unit_of(quantity, known)
             columns.append(Column(name, title, unit, better, scale, "speed", core))
     for name in metrics:
         title, extractor = metric_title(name)
@@ -204,13 +204,14 @@ def _columns(lines: list[Line], metrics: list[str]) -> list[Column]:
         scale = 1e3 if sizes and max(sizes) < 0.1 else 1.0
         unit = next((str(entry["unit"]) for entry in entries if entry.get("unit")), "")
         better = next((str(entry["better"]) for entry in entries if entry.get("better")), "none")
-        columns.append(Column(name, title, f"×10³ {unit}".strip() if scale != 1 else unit, better, scale, "quality", True, extractor))
+        unit = f"×10³ {unit}".strip() if scale != 1 else unit
+        columns.append(Column(name, title, unit, better, scale, "quality", True, extractor))
     if not metrics and any(line.quality for line in lines):
         columns.append(Column("quality", "Quality", "", "none", 1.0, "quality", True))
     return columns
 
 
-def _unit(quantity: str, known: list[float]) -> tuple[float, str]:
+def unit_of(quantity: str, known: list[float]) -> tuple[float, str]:
     """Scale and unit that fit the median of the values: ms or s, MiB or GiB, GFLOP or TFLOP."""
     middle = known[len(known) // 2] if known else 0.0
     if quantity == "s":
@@ -231,7 +232,8 @@ def _fill(line: Line, columns: list[Column], kind: str, notes: dict[str, str]) -
             continue
         if row["status"] != "ok":
             if position == 0:
-                entry.text, entry.notes = row["status"], [_note(notes, f"{row['status']}: {row['reason'] or 'no reason was recorded'}")]
+                entry.text = row["status"]
+                entry.notes = [_note(notes, f"{row['status']}: {row['reason'] or 'no reason was recorded'}")]
             continue
         measured = interval(row, column.field)
         missing = {attached(name, [column.field]): reason for name, reason in row["_missing"].items()}
@@ -305,19 +307,21 @@ def _caption(name: str, lines: list[Line], columns: list[Column]) -> str:
     entries = [entry for line in lines if line.quality for entry in line.quality["_metrics"].values()]
     says = [f"Sweep {name}."]
     if entries:
-        says.append(f"{_span('n', entries)} images per quality cell; ± of quality: {_values(entries, 'pm_rule') or 'not recorded'}.")
+        rule = _values(entries, "pm_rule") or "not recorded"
+        says.append(f"n = {_span(entries, 'n')} images per quality cell; ± of quality: {rule}.")
         for extractor in sorted({str(entry.get("extractor")) for entry in entries}):
             mine = [entry for entry in entries if str(entry.get("extractor")) == extractor]
-            weights = ", ".join(sorted({str(entry["weights_sha256"])[:8] for entry in mine if entry.get("weights_sha256")}))
-            digests = ", ".join(sorted({str(entry["reference_digest"])[:8] for entry in mine if entry.get("reference_digest")}))
-            says.append(f"Extractor {extractor}" + (f" (weights {weights}, resize {_values(mine, 'resize')})" if weights else "")
-                        + f" against reference {_values(mine, 'reference')}"
-                        + (f" (digest {digests}, {_span('n_reference', mine).replace('n_reference', 'n')} images)." if digests else "."))
+            said = f"Extractor {extractor} (weights {_values(mine, 'weights_sha256', 8) or 'not recorded'}"
+            said += f", resize {_values(mine, 'resize')})" if _values(mine, "resize") else ")"
+            if _values(mine, "reference"):
+                said += f" against reference {_values(mine, 'reference')} (digest {_values(mine, 'reference_digest', 8)}, "
+                said += f"n = {_span(mine, 'n_reference')} images)"
+            says.append(f"{said}.")
     if speed:
-        counts = _values(speed, "images"), _values(speed, "processes")
-        says.append(f"Latency per image: median over {counts[0]} images in {counts[1]} processes on {_values(speed, 'hardware')}; "
-                    "± is the wider side of its confidence interval.")
-        peaks = sorted({PEAK_SOURCES.get(str(row["peak_source"]), str(row["peak_source"])) for row in speed if row["peak_source"]})
+        says.append(f"Latency per image: median over {_span(speed, 'images')} images in {_span(speed, 'processes')} processes "
+                    f"on {_values(speed, 'hardware')}; ± is the wider side of its confidence interval.")
+        sources = {str(row["peak_source"]) for row in speed if row["peak_source"]}
+        peaks = sorted(PEAK_SOURCES.get(source, source) for source in sources)
         if peaks:
             says.append(f"Peak memory: {' or '.join(peaks)}; ± is its range over processes.")
         if len({row["software_digest"] for row in speed}) > 1:
@@ -334,14 +338,14 @@ def _caption(name: str, lines: list[Line], columns: list[Column]) -> str:
     return " ".join(says)
 
 
-def _values(rows: list[Row], name: str) -> str:
+def _values(rows: list[Row], name: str, letters: int | None = None) -> str:
     said = {row[name] for row in rows if row.get(name) is not None}
-    return ", ".join(sorted(str(_plain(value) if isinstance(value, float) else value) for value in said))
+    return ", ".join(sorted({str(plain(value) if isinstance(value, float) else value)[:letters] for value in said}))
 
 
-def _span(name: str, rows: list[Row]) -> str:
+def _span(rows: list[Row], name: str) -> str:
     counts = sorted({int(row[name]) for row in rows if number(row.get(name)) is not None})
-    return f"{name} = {counts[0]}" if len(counts) == 1 else f"{name} = {counts[0]}–{counts[-1]}" if counts else f"{name} unknown"
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}" if counts else "unknown"
 
 
 def format_value(value: float, pm: float | None, scale: float = 1.0) -> str:
@@ -360,127 +364,6 @@ def format_value(value: float, pm: float | None, scale: float = 1.0) -> str:
     return text if pm is None else f"{text} ± {pm:.{places}f}"
 
 
-def _label_columns(table: Table) -> list[tuple[str, Callable[[Line], str]]]:
-    """The columns on the left: only axes that the sweep varies, and the machine when there are several."""
-    lines = table.lines
-    labels: list[tuple[str, Callable[[Line], str]]] = [
-        ("Resolution", lambda line: resolution_text(line.height, line.width)), ("Method", lambda line: line.name)]
-    if any(line.steps is not None for line in lines):
-        labels.append(("Steps", lambda line: NOTHING if line.steps is None else str(line.steps)))
-    if any(line.sparsity for line in lines):
-        labels.append(("Sparsity", lambda line: NOTHING if line.role else f"{line.sparsity:g}"))
-    for option in sorted({name for line in lines for name, _ in line.options}):
-        labels.append((option, lambda line, option=option: dict(line.options).get(option, NOTHING)))  # type: ignore[misc]
-    if len({line.hardware for line in lines if line.hardware}) > 1:
-        labels.append(("Hardware", lambda line: line.hardware or NOTHING))
-    counts = {line.quality["n"] for line in lines if line.quality and line.quality["n"]}
-    if len(counts) > 1:
-        labels.append(("n", lambda line: str(int(line.quality["n"])) if line.quality and line.quality["n"] else NOTHING))
-    return labels
-
-
-def _arrow(column: Column) -> str:
-    return {"lower": " ↓", "higher": " ↑"}.get(column.better, "")
-
-
-def _entry_text(column: Column, entry: Entry) -> str:
-    return entry.text if entry.value is None else format_value(entry.value, entry.pm, column.scale)
-
-
-def escape_markdown(text: str) -> str:
-    """Make any text safe inside a Markdown table: one line, no pipes, tags or emphasis."""
-    text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
-
-
-def to_markdown(table: Table, *, title: bool = True) -> str:
-    """The table as GitHub Markdown: caption, rows, footnotes."""
-    labels = _label_columns(table)
-    head = [escape_markdown(name) for name, _ in labels]
-    for column in table.columns:
-        named = escape_markdown(column.title + (f"@{column.qualifier}" if column.qualifier else ""))
-        head.append(named + (f" ({column.unit})" if column.unit else "") + _arrow(column))
-    out = [f"**Table: {escape_markdown(table.name)}.** {escape_markdown(table.caption)}", ""] if title else []
-    out += ["| " + " | ".join(head) + " |", "|" + "---|" * len(labels) + "---:|" * len(table.columns)]
-    for line in table.lines:
-        fields = [escape_markdown(text(line)) for _, text in labels]
-        if line.role:
-            fields = [f"*{text}*" for text in fields]
-        for column in table.columns:
-            entry = line.entries[column.field]
-            text = escape_markdown(_entry_text(column, entry))
-            fields.append((f"**{text}**" if entry.best else text) + (f"<sup>{','.join(entry.notes)}</sup>" if entry.notes else ""))
-        out.append("| " + " | ".join(fields) + " |")
-    out += [""] + [f"<sup>{letter}</sup> {escape_markdown(text)}  " for text, letter in table.notes.items()]
-    return "\n".join(out).rstrip() + "\n"
-
-
-def escape_latex(text: str) -> str:
-    """Escape every character that LaTeX reads as a command, and write the symbols of our tables as math."""
-    special = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-               "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-               '"': r"\textquotedbl{}", "²": "$^2$", "³": "$^3$", "×": r"$\times$", "±": r"$\pm$", "↓": r"$\downarrow$",
-               "↑": r"$\uparrow$", "∞": r"$\infty$", MINUS: "$-$", NOTHING: "---", "–": "--", "…": r"\ldots{}"}
-    return "".join(special.get(letter, letter) for letter in " ".join(str(text).split()))
-
-
-def to_latex(table: Table) -> str:
-    """The table's core columns as a LaTeX `table*` (packages booktabs and, for the encoding, T1 fonts)."""
-    labels, columns = _label_columns(table), [column for column in table.columns if column.core]
-    head = [escape_latex(name) for name, _ in labels]
-    for column in columns:
-        second = column.unit + (f" @{column.qualifier}" if column.qualifier else "")
-        title = escape_latex(column.title + _arrow(column))
-        head.append(rf"\shortstack{{{title}\\{{\scriptsize {escape_latex(second.strip())}}}}}" if second else title)
-    caption = re.sub(r"2\\textasciicircum\{\}(\d+)", r"$2^{\1}$", escape_latex(table.caption))
-    label = re.sub(r"[^A-Za-z0-9]+", "-", table.name)
-    out = ["% needs \\usepackage{booktabs}; the CSV beside this file has every column and the id of every record",
-           r"\begin{table*}", r"\centering\small\setlength{\tabcolsep}{4pt}", rf"\caption{{{caption}}}", rf"\label{{tab:{label}}}",
-           rf"\begin{{tabular}}{{{'l' * len(labels)}{'r' * len(columns)}}}", r"\toprule", " & ".join(head) + r" \\"]
-    block: tuple[int, int] | None = None
-    for line in table.lines:
-        if (line.height, line.width) != block:
-            block = (line.height, line.width)
-            out.append(r"\midrule")
-        fields = [escape_latex(text(line)) for _, text in labels]
-        if line.role:
-            fields = [rf"\textit{{{text}}}" for text in fields]
-        for column in columns:
-            entry = line.entries[column.field]
-            text = escape_latex(_entry_text(column, entry))
-            raised = rf"\textsuperscript{{{','.join(entry.notes)}}}" if entry.notes else ""
-            fields.append((rf"\textbf{{{text}}}" if entry.best else text) + raised)
-        out.append(" & ".join(fields) + r" \\")
-    out += [r"\bottomrule", r"\end{tabular}"]
-    if table.notes:
-        out.append("\\par\\smallskip\\begin{minipage}{\\linewidth}\\footnotesize\\raggedright")
-        out += [rf"\textsuperscript{{{letter}}}~{escape_latex(text)}\par" for text, letter in table.notes.items()]
-        out.append(r"\end{minipage}")
-    return "\n".join([*out, r"\end{table*}"]) + "\n"
-
-
-def to_csv(table: Table) -> str:
-    """The table in base units (seconds, bytes, joules) with half-widths, marks, statuses, reasons and record ids."""
-    options = sorted({name for line in table.lines for name, _ in line.options})
-    head = ["method", "role", "height", "width", "steps", "sparsity", *(f"option.{name}" for name in options), "hardware", "n"]
-    for column in table.columns:
-        head += [column.field, f"{column.field}_pm"]
-    head += ["best", *(f"{kind}_{part}" for kind in ("speed", "quality") for part in ("status", "reason", "id"))]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(head)
-    for line in table.lines:
-        row: list[Any] = [line.method, line.role, line.height, line.width, line.steps, line.sparsity]
-        row += [dict(line.options).get(name) for name in options] + [line.hardware, _plain((line.quality or {}).get("n"))]
-        for column in table.columns:
-            row += [_plain(line.entries[column.field].value), _plain(line.entries[column.field].pm)]
-        row.append(" ".join(column.field for column in table.columns if line.entries[column.field].best))
-        for mine in (line.speed, line.quality):
-            row += [(mine or {}).get(part) for part in ("status", "reason", "id")]
-        writer.writerow(row)
-    return stream.getvalue()
-
-
-def _plain(value: float | None) -> float | int | None:
+def plain(value: float | None) -> float | int | None:
     """Whole numbers without a decimal point."""
     return int(value) if value is not None and value == int(value) else value

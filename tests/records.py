@@ -27,7 +27,8 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def key_of(method: str, kind: str, height: int, width: int, steps: int | None, sparsity: float | None, options: dict[str, Any]) -> str:
+def key_of(method: str, kind: str, height: int, width: int, steps: int | None, sparsity: float | None,
+           options: dict[str, Any]) -> str:
     """The readable key of a cell."""
     parts = [method, kind, f"{height}x{width}"]
     parts += [f"steps={steps}"] if steps is not None else []
@@ -53,7 +54,8 @@ def record(method: str = "ldm", kind: str = "speed", resolution: int | tuple[int
         "env": {"hardware": hardware, "software": {"python": "3.11.9", "torch": "2.9.0", "numpy": "2.2.0"},
                 "hardware_digest": hardware_digest, "software_digest": "5f0e1d2c3b4a5968",
                 "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False}},
-        "started_at": started_at, "wall_s": 12.3, "hibench": "0.1.0", "flags": [], "failure": None, "speed": None, "quality": None,
+        "started_at": started_at, "wall_s": 12.3, "hibench": "0.1.0", "flags": [], "failure": None, "speed": None,
+        "quality": None,
     }
     if status != "ok":
         _fail(made, status, method)
@@ -69,10 +71,12 @@ def _fail(made: dict[str, Any], status: str, method: str) -> None:
         made["reason"] = f"{method} does not support sparsity: it evaluates every coordinate"
         return
     text = {"oom": "CUDA out of memory: tried to allocate 96.0 GiB", "timeout": "no result after 600 s",
-            "died": "killed by SIGKILL (usually the host ran out of memory)", "missing": "no weights; run: hibench fetch " + method,
+            "died": "killed by SIGKILL (usually the host ran out of memory)",
+            "missing": "no weights; run: hibench fetch " + method,
             "error": "RuntimeError: expected 4 | got 3 <channels> & 50% _more_"}[status]
-    made["failure"] = {"stage": "denoise", "type": status, "message": text, "requested_bytes": 96 * 2**30 if status == "oom" else None,
-                       "allocated_bytes": None, "reserved_bytes": None, "free_bytes": None}
+    made["failure"] = {"stage": "denoise", "type": status, "message": text,
+                       "requested_bytes": 96 * 2**30 if status == "oom" else None, "allocated_bytes": None,
+                       "reserved_bytes": None, "free_bytes": None}
 
 
 def _speed(method: str, height: int, width: int, steps: int | None, sparsity: float, hardware: dict[str, Any],
@@ -88,14 +92,17 @@ def _speed(method: str, height: int, width: int, steps: int | None, sparsity: fl
         mine = peak + rng.randrange(2**19)
         processes.append({
             "replicate": replicate, "import_s": 2.1, "load_s": 0.31, "first_image_s": centre * 1.4, "warmup_images": 2,
-            "latency_s": latency, "gpu_s": None, "stage_s": {}, "step_s": [], "steps": steps, "nfe": steps, "weights_bytes": 11_200_000,
-            "peak_allocated_bytes": mine if on_gpu else None, "peak_reserved_bytes": None, "peak_device_bytes": None,
-            "peak_device_source": None, "idle_rss_bytes": 400 * 2**20, "peak_rss_bytes": 400 * 2**20 + mine, "stage_peak_bytes": {},
+            "latency_s": latency, "gpu_s": None, "stage_s": {}, "step_s": [], "steps": steps, "nfe": steps,
+            "weights_bytes": 11_200_000, "peak_allocated_bytes": mine if on_gpu else None, "peak_reserved_bytes": None,
+            "peak_device_bytes": None,
+            "peak_device_source": None, "idle_rss_bytes": 400 * 2**20, "peak_rss_bytes": 400 * 2**20 + mine,
+            "stage_peak_bytes": {},
             "flops": int(4e9 * pixels * (steps or 50)), "flops_source": "FlopCounterMode", "energy_j_per_image": None,
             "energy_window_s": None, "idle_w": None, "clock_mhz": None, "cpu_user_s": 1.0})
     return {"processes": processes, "latency_p50_s": centre, "latency_p90_s": centre * 1.03,
             "latency_ci_s": [centre * 0.985, centre * 1.018], "images": 50, "load_s": 0.31, "first_image_s": centre * 1.4,
-            "peak_bytes": peak + 2**18, "peak_source": "cuda-allocated" if on_gpu else "rss-over-idle", "weights_bytes": 11_200_000,
+            "peak_bytes": peak + 2**18, "peak_source": "cuda-allocated" if on_gpu else "rss-over-idle",
+            "weights_bytes": 11_200_000,
             "flops": int(4e9 * pixels * (steps or 50)), "nfe": steps, "energy_j_per_image": 0.8 * centre if on_gpu else None,
             "mad_s": centre * 0.01, "outliers": 0}
 
@@ -108,11 +115,13 @@ def _quality(method: str, height: int, width: int, steps: int | None, sparsity: 
     fd = fd * (1 + growth * octaves) * (1 + few) * (1 + 0.25 * sparsity**2) * (1 + rng.gauss(0, 0.01))
     good = math.exp(-fd / 90)
     numbers = {"fd": (fd, 0.03 * fd + 0.4), "kd": (fd / 4200, fd / 60000 + 2e-4), "is": (1 + 5.5 * good, 0.09),
-               "precision": (0.1 + 0.75 * good, 0.021), "recall": (0.05 + 0.62 * good, 0.026), "clip-score": (18 + 11 * good, 0.22)}
+               "precision": (0.1 + 0.75 * good, 0.021), "recall": (0.05 + 0.62 * good, 0.026),
+               "clip-score": (18 + 11 * good, 0.22)}
     values = {
         f"{name}@{extractor}": {
             "value": value, "pm": pm, "n": n, "n_reference": n, "pm_rule": "sd over 3 seed blocks", "extractor": extractor,
-            "weights_sha256": digest("clip") * 4, "resize": "area-64", "reference": "scenes", "reference_digest": digest("scenes"),
+            "weights_sha256": digest("clip") * 4, "resize": "area-64", "reference": "scenes",
+            "reference_digest": digest("scenes"),
             "better": BETTER[name], "unit": ""}
         for name, (value, pm) in numbers.items()}
     return {"n": n, "first_seed": 0, "values": values, "missing": {}, "bad": {"nan": 0, "constant": 0}, "samples": []}
