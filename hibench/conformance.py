@@ -215,8 +215,8 @@ class _Suite:
 
     def check_batch(self) -> str:
         together = self._batch(list(range(BATCH)))
-        worst = max(self.same(together[i], self.make(i), f"image {i} of a batch of {BATCH} differs from the same seed alone", NEAR)
-                    for i in range(BATCH))
+        what = f"image {{}} of a batch of {BATCH} differs from the same seed alone"
+        worst = max(self.same(together[i], self.make(i), what.format(i), NEAR) for i in range(BATCH))
         return f"batch 1 equals batch {BATCH} within {worst}/255"
 
     def check_order(self) -> str:
@@ -274,7 +274,7 @@ class _Suite:
             check_effective(trace, axes=self.axes, steps=count, sparsity=0.0, pixels=self.size[0] * self.size[1])
             calls[count] = len(trace.step_s)
         need(len({number / count for count, number in calls.items()}) == 1 and min(calls.values()) >= min(calls),
-             "the calls of stage.step() do not follow the steps: " + ", ".join(f"{n} calls in {c} steps" for c, n in calls.items()))
+             "stage.step() does not follow the steps: " + ", ".join(f"{n} calls in {c} steps" for c, n in calls.items()))
         return f"{' and '.join(map(str, self.counts))} steps are done and reported"
 
     def check_no_steps(self) -> str:

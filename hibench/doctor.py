@@ -85,7 +85,7 @@ def check_governor(machine: Machine) -> Check:
     found = sorted({file.read_text().strip() for file in files})
     if found == ["performance"]:
         return Check("governor", "ok", "all cores run with the governor 'performance'")
-    return Check("governor", "warn", f"the governor is {', '.join(found)}: clocks follow the load and timings follow the clocks",
+    return Check("governor", "warn", f"the governor is {', '.join(found)}: clocks follow the load, timings the clocks",
                  "set it with `cpupower frequency-set -g performance`")
 
 
@@ -95,7 +95,9 @@ def check_load(machine: Machine) -> Check:
     text = f"load average {load:.1f} on {cores} usable core(s)"
     if load > cores:
         return Check("load", "fail", text + ": more work than cores", "wait until it is over, or stop it")
-    return Check("load", "warn", text, "wait for a quiet machine for numbers to keep") if load > cores / 2 else Check("load", "ok", text)
+    if load > cores / 2:
+        return Check("load", "warn", text, "wait for a quiet machine for numbers to keep")
+    return Check("load", "ok", text)
 
 
 def check_processes(machine: Machine) -> Check:
@@ -143,7 +145,8 @@ def check_threads(machine: Machine) -> Check:
     environ = dict(os.environ) if machine.environ is None else machine.environ
     cores, quota, setting = machine.cores(), machine.quota(), environ.get("OMP_NUM_THREADS")
     if quota is not None and quota < cores:
-        return Check("threads", "warn", f"the container may use {quota:g} of the {cores} cores it sees: threads will wait for each other",
+        text = f"the container may use {quota:g} of the {cores} cores it sees: threads will wait for each other"
+        return Check("threads", "warn", text,
                      f"set OMP_NUM_THREADS={max(1, int(quota))}")
     if setting is None:
         return Check("threads", "ok", f"torch chooses its number of threads ({cores} usable cores)")
@@ -188,13 +191,13 @@ def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 def check_memory(machine: Machine) -> Check:
     """Is there RAM left?"""
     free = machine.available_bytes()
-    return _enough("memory", free, RAM_FAIL_BYTES, RAM_WARN_BYTES, "of RAM are available", "close other programs")
+    return _enough("memory", free, RAM_FAIL_BYTES, RAM_WARN_BYTES, "of RAM available", "close other programs")
 
 
 def check_disk(machine: Machine) -> Check:
     """Is there room for results?"""
     free = machine.free_bytes(machine.folder)
-    return _enough("disk", free, DISK_FAIL_BYTES, DISK_WARN_BYTES, "are free for results", "make room, or write results elsewhere")
+    return _enough("disk", free, DISK_FAIL_BYTES, DISK_WARN_BYTES, "free for results", "make room, or write them elsewhere")
 
 
 def _enough(name: str, free: int, fail: int, warn: int, text: str, action: str) -> Check:
@@ -224,7 +227,8 @@ def check_torch(machine: Machine) -> Check:
                      "install a CUDA build of torch, or write device: cpu")
     needs = NEEDED_DRIVER.get(int(build["torch_cuda"].split(".")[0]), 0)
     if version is not None and int(version.split(".")[0]) < needs:
-        return Check("torch", "fail", f"torch {build['torch']} needs driver {needs} or newer for CUDA {build['torch_cuda']}, not {version}",
+        text = f"torch {build['torch']} needs driver {needs} or newer for CUDA {build['torch_cuda']}, not {version}"
+        return Check("torch", "fail", text,
                      "update the driver, or install a torch for an older CUDA")
     return Check("torch", "ok", f"torch {build['torch']} with CUDA {build['torch_cuda']}, driver {version}")
 
@@ -237,12 +241,11 @@ NEEDED_DRIVER = {11: 450, 12: 525, 13: 580}                      # CUDA's minor-
 
 def check_gpus(machine: Machine) -> Iterator[Check]:
     """Foreign processes, throttling, ECC errors and MIG of every GPU."""
-    from hibench.gpu import Gpu, import_nvml
+    from hibench.env import open_nvml
+    from hibench.gpu import Gpu
 
-    try:
-        nvml = machine.nvml or import_nvml()
-        nvml.nvmlInit()
-    except Exception:                                            # NVMLError is the module's own, and there may be no module
+    nvml = open_nvml(machine.nvml)
+    if nvml is None:
         return
     for index in range(nvml.nvmlDeviceGetCount()):
         yield from check_gpu(f"gpu {index}", Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index)))
@@ -256,12 +259,15 @@ def check_gpu(name: str, gpu: Any) -> Iterator[Check]:
     processes = gpu.processes()
     if processes:
         listed = ", ".join(str(pid) for pid in sorted(processes))
-        wrong.append(Check(name, "fail", f"{gpu.name}: other processes use it (pid {listed})", "stop them, or choose another GPU"))
+        text = f"{gpu.name}: other processes use it (pid {listed})"
+        wrong.append(Check(name, "fail", text, "stop them, or choose another GPU"))
     reasons = throttle_reasons(gpu.sample().reasons or 0)
     if reasons:
-        wrong.append(Check(name, "fail", f"{gpu.name} slows itself down ({', '.join(reasons)})", "let it cool down; look at its power"))
+        text = f"{gpu.name} slows itself down ({', '.join(reasons)})"
+        wrong.append(Check(name, "fail", text, "let it cool down, and look at its power supply"))
     if gpu.ecc_errors():
-        wrong.append(Check(name, "fail", f"{gpu.name} had {gpu.ecc_errors()} uncorrected ECC error(s)", "restart it; replace it"))
+        text = f"{gpu.name} had {gpu.ecc_errors()} uncorrected ECC error(s)"
+        wrong.append(Check(name, "fail", text, "restart the machine; if they come back, replace the GPU"))
     if gpu.mig():
         wrong.append(Check(name, "warn", f"{gpu.name} is split by MIG: NVML does not tell memory and energy of a slice",
                            "measure on a whole GPU for numbers to compare"))

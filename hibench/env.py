@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "affinity_cores", "cpu_model", "describe", "digest", "driver", "git_state", "gpus", "hardware", "software",
-    "thread_settings", "torch_build",
+    "affinity_cores", "cpu_model", "describe", "digest", "driver", "git_state", "gpus", "hardware", "open_nvml",
+    "software", "thread_settings", "torch_build",
 ]
 
 PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "torch-fidelity", "clean-fid", "lpips",
@@ -90,8 +90,8 @@ def torch_build() -> dict[str, str | None]:
     return {"torch": str(values.get("__version__")), "torch_cuda": values.get("cuda")}
 
 
-def _nvml(nvml: Any) -> Any:
-    """An initialised NVML module, or None without a driver."""
+def open_nvml(nvml: Any = None) -> Any:
+    """NVML, initialised, or None without a driver; `nvml` stands in for the module pynvml in tests."""
     if nvml is None:
         try:
             from hibench.gpu import import_nvml
@@ -110,7 +110,7 @@ def gpus(nvml: Any = None) -> list[dict[str, Any]]:
     """Name and memory of every GPU in PCI order; empty without a driver."""
     from hibench.gpu import Gpu
 
-    nvml = _nvml(nvml)
+    nvml = open_nvml(nvml)
     if nvml is None:
         return []
     found = []
@@ -123,7 +123,7 @@ def gpus(nvml: Any = None) -> list[dict[str, Any]]:
 
 def driver(nvml: Any = None) -> str | None:
     """Version of the NVIDIA driver; None without one."""
-    nvml = _nvml(nvml)
+    nvml = open_nvml(nvml)
     if nvml is None:
         return None
     text = nvml.nvmlSystemGetDriverVersion()
