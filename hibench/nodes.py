@@ -14,7 +14,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from hibench.errors import SpecError, did_you_mean
 
-__all__ = ["LIMIT_BYTES", "SET", "Document"]
+__all__ = ["LIMIT_BYTES", "SET", "Document", "describe", "parse_value", "suggest"]
 
 LIMIT_BYTES = 256 * 1024          # a spec is written by people; the default one has 4 kB
 MAX_SHOWN = 40                    # problems printed; the rest is counted
@@ -349,6 +349,15 @@ class Document:
             return str(node.value)
         self.add(node, path, f"{describe(node)}; quote it if a text is meant")
         return None
+
+
+def parse_value(text: str, name: str) -> Any:
+    """One YAML value given on the command line as Python values; SpecError says what is wrong with it under `name`."""
+    doc = Document(name)
+    node = doc._compose(name, name, text)
+    value = None if node is None else doc.plain(node, "")
+    doc.finish()
+    return value
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------

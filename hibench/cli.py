@@ -1,0 +1,423 @@
+"""The command `hibench`: its verbs parse, call one function of another module each, and turn errors into exit codes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from hibench import __version__
+from hibench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, HibenchError, SpecError, did_you_mean
+
+if TYPE_CHECKING:
+    from hibench.spec import Spec
+
+__all__ = ["app", "main"]
+
+EXAMPLES = """\b
+  hibench run benchmarks.yaml                  run the default sweeps; again: nothing is repeated
+  hibench run benchmarks.yaml --dry-run        what would run, and what would be skipped, and why
+  hibench list methods                         what there is (also metrics, references, sweeps, cells)
+  hibench show scenes --out grid.png           a picture of the built-in image distribution
+  hibench score IMAGES --reference scenes      metrics of a folder of images
+  hibench test ldm                             does a method keep the contract?
+
+Benchmarks for high-resolution and any-resolution image generation: quality, latency, memory and failures of every method
+in one record for the same weights and settings.
+
+\b
+Exit codes: 0 good · 1 regression · 2 bad benchmark file or usage · 3 some cells failed or nothing was measured
+            4 only unsure, under --strict · 130 interrupted
+"""
+QUIET = ("list", "show", "report", "doctor", "--help", "-h", "--version")      # verbs whose reader may leave early
+
+app = typer.Typer(name="hibench", help=EXAMPLES, add_completion=False, no_args_is_help=True, rich_markup_mode=None,
+                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+SpecFile = Annotated[Path, Argument(metavar="SPEC", help="The benchmark file.")]
+Only = Annotated[list[str] | None, Option("--only", metavar="NAME", help=(
+    "A sweep, method, kind (speed, quality) or a glob over keys such as '*/256x256/*'. Repeat, or separate by commas: "
+    "of one sort any may match, of different sorts all must."))]
+Set = Annotated[list[str] | None, Option("--set", metavar="PATH=VALUE", help=(
+    "Change one value of the benchmark file, e.g. timing.images=5. Repeat for more."))]
+DEVICE = "auto|cpu|cuda|cuda:N"
+Device = Annotated[str, Option("--device", metavar=DEVICE, help="auto: CUDA where there is one.")]
+Json = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command (None: of this process) and return its exit code."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args, prog_name="hibench")
+        code = EXIT_OK
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else EXIT_OK if stop.code is None else EXIT_USAGE
+    except BrokenPipeError:
+        return _reader_left(args)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_left(args)
+    return code
+
+
+def _reader_left(args: list[str]) -> int:
+    """Who reads our output has gone: be silent from here on; it is no failure of a verb that only prints."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):                    # a stdout without a file descriptor, in tests
+        sys.stdout = open(os.devnull, "w")           # noqa: SIM115  lives as long as the process
+    return EXIT_OK if not args or args[0] in QUIET else EXIT_INTERRUPTED
+
+
+def verb(function: Callable[..., int | None]) -> Callable[..., None]:
+    """The command of a function: its return value is the exit code; errors that hibench raises become one line."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = function(*args, **kwargs) or EXIT_OK
+        except HibenchError as error:
+            _say(str(error))
+            code = error.exit_code
+        except KeyboardInterrupt:
+            _say("interrupted; what is finished is kept, and the same command goes on from there")
+            code = EXIT_INTERRUPTED
+        raise typer.Exit(code)
+
+    return command
+
+
+def _say(message: str) -> None:
+    """One line on stderr; of several (the problems of a file) the last one carries the name."""
+    *first, last = message.splitlines() or [""]
+    if first and last.startswith("    "):            # the caret of a single problem
+        sys.stderr.write("\n".join([f"hibench: {first[0]}", *first[1:], last]) + "\n")
+        return
+    sys.stderr.write("\n".join([*first, f"hibench: {last}"]) + "\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hibench {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(version: Annotated[bool, Option("--version", callback=_version, is_eager=True,
+                                          help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command(epilog="Progress is one line per finished cell; a run can be interrupted anywhere and goes on when started again.")
+@verb
+def run(
+    spec: SpecFile = Path("benchmarks.yaml"),
+    out: Annotated[Path, Option("--out", help="The results directory.")] = Path("results"),
+    only: Only = None,
+    set_: Set = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+    fail_fast: Annotated[bool, Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
+    retry: Annotated[bool, Option("--retry", help="Run cells again that failed before.")] = False,
+    shard: Annotated[str | None, Option("--shard", metavar="I/N", help="The I-th (from 1) of N parts of the cells.")] = None,
+    jobs: Annotated[int, Option("--jobs", min=1, help="Quality cells at the same time; speed cells run alone.")] = 1,
+    device: Annotated[str | None, Option("--device", metavar=DEVICE, help="Instead of the file's.")] = None,
+    progress: Annotated[str, Option("--progress", metavar="auto|plain|none", help="auto: a live bar on a terminal.")] = "auto",
+    report: Annotated[bool, Option("--report/--no-report", help="Write tables and plots to OUT/report at the end.")] = True,
+) -> int:
+    """Run the cells of a benchmark file that have no record yet; write records, tables and plots.
+
+    \b
+      hibench run benchmarks.yaml
+      hibench run benchmarks.yaml --only steps --only ldm --set quality.images=200
+    """
+    from hibench.cells import expand
+
+    loaded, chosen, part = _load(spec, set_), _words(only), _shard(shard)
+    _check_choice("--progress", progress, ("auto", "plain", "none"))
+    if device is not None:
+        _check_device(device)
+    plan = expand(loaded, chosen)
+    from hibench.runner import run_spec
+
+    code = run_spec(loaded, plan, out=out, only=chosen, dry_run=dry_run, fail_fast=fail_fast, retry=retry, shard=part,
+                    jobs=jobs, device=device, progress=progress)
+    if report and not dry_run and any(out.glob("cells/*/*/record.json")):
+        from hibench.report import write_report
+
+        write_report(out, out / "report")
+        print(f"tables and plots: {out / 'report' / 'report.md'}")
+    return code
+
+
+@app.command("list")
+@verb
+def list_(
+    what: Annotated[str, Argument(metavar="WHAT", help=(
+        "methods, metrics, extractors, weights, references, sweeps or cells."))] = "methods",
+    spec: SpecFile = Path("benchmarks.yaml"),
+    only: Only = None,
+    set_: Set = None,
+) -> None:
+    """Say what there is, and why something is not available.
+
+    \b
+      hibench list methods
+      hibench list cells benchmarks.yaml --only steps
+    """
+    from hibench import listing
+
+    _check_choice("hibench list", what, listing.WHAT)
+    loaded = _load(spec, set_) if what in listing.NEEDS_SPEC else None
+    print(listing.table(listing.rows_of(what, loaded, _words(only))))
+
+
+@app.command()
+@verb
+def show(
+    what: Annotated[str, Argument(metavar="scenes|METHOD", help="The built-in scenes, or a method's images.")],
+    resolution: Annotated[str, Option("--resolution", metavar="SIDE|HxW")] = "256",
+    count: Annotated[int, Option("--count", min=1)] = 16,
+    seed: Annotated[int, Option("--seed", min=0, help="Of the first image; the next has the next seed.")] = 0,
+    out: Annotated[Path, Option("--out", help="The picture to write.")] = Path("grid.png"),
+    steps: Annotated[int | None, Option("--steps", min=1, help="Sampler steps; not given: the method's own.")] = None,
+    sparsity: Annotated[float, Option("--sparsity", help="Fraction of coordinates not evaluated, in [0, 1).")] = 0.0,
+    option: Annotated[list[str] | None, Option("--option", metavar="NAME=VALUE", help="An option of the method.")] = None,
+    device: Device = "auto",
+) -> int:
+    """Draw a grid of images.
+
+    \b
+      hibench show scenes --resolution 512 --count 16 --out grid.png
+      hibench show ldm --steps 50 --resolution 128 --out ldm.png
+    """
+    _check_device(device)
+    if not 0 <= sparsity < 1:
+        raise SpecError(f"--sparsity {sparsity:g} is out of range: from 0 to 1 excluded")
+    size, options = _resolution(resolution), _options(option)
+    from hibench.show import run_show
+
+    return run_show(what, resolution=size, count=count, seed=seed, out=out, steps=steps, sparsity=sparsity, device=device,
+                    options=options)
+
+
+@app.command()
+@verb
+def report(
+    results: Annotated[Path, Argument(metavar="DIR", help="What `hibench run --out` wrote.")] = Path("results"),
+    out: Annotated[Path | None, Option("--out", help="Where to write; DIR/report if not given.")] = None,
+    format_: Annotated[list[str] | None, Option("--format", metavar="md|csv|tex|png|pdf", help=(
+        "Only these; repeat for more. `--format csv` without --out prints one row per record."))] = None,
+) -> int:
+    """Write tables (Markdown, CSV, LaTeX) and plots (PNG, PDF) from records.
+
+    \b
+      hibench report results --out tables
+      hibench report results --format csv > records.csv
+    """
+    formats = _words(format_)
+    from hibench import report as module
+
+    for name in formats:
+        _check_choice("--format", name, module.FORMATS)
+    if formats == ["csv"] and out is None:
+        sys.stdout.write(module.records_csv(results))
+        return EXIT_OK
+    target = results / "report" if out is None else out
+    paths = module.write_report(results, target, formats=formats or list(module.FORMATS))
+    print(f"{target}: {len(paths)} files" + (f", begin with {target / 'report.md'}" if target / "report.md" in paths else ""))
+    return EXIT_OK
+
+
+@app.command()
+@verb
+def score(
+    images: Annotated[Path, Argument(metavar="IMAGES", help="A folder of images.")],
+    reference: Annotated[str, Option("--reference", metavar="FOLDER|scenes", help="What to compare with.")] = "scenes",
+    metrics: Annotated[list[str] | None, Option("--metrics", metavar="a,b,...", help="See `hibench list metrics`.")] = None,
+    extractor: Annotated[str, Option("--extractor", metavar="NAME", help="See `hibench list extractors`.")] = "scenes-clip",
+    weights: Annotated[Path | None, Option("--weights", help="The weights file of the extractor.")] = None,
+    crop: Annotated[int | None, Option("--crop", min=1, help="Compare random crops of this many pixels a side.")] = None,
+    as_json: Json = False,
+    device: Device = "auto",
+) -> int:
+    """Compute metrics of a folder of images.
+
+    \b
+      hibench score my_images --reference scenes
+      hibench score my_images --reference photos --metrics fid,kid --extractor inception-v3-compat --json
+    """
+    _check_device(device)
+    from hibench.score import run_score
+
+    return run_score(images, reference, metrics=_words(metrics) or None, extractor=extractor, weights=weights, crop=crop,
+                     as_json=as_json, device=device)
+
+
+@app.command("test")
+@verb
+def contract(
+    method: Annotated[str, Argument(metavar="METHOD", help="A method's name, or file.py:Class.")],
+    golden: Annotated[Path | None, Option("--golden", metavar="DIR", help="Check the recorded cases in it instead.")] = None,
+    as_json: Json = False,
+    device: Device = "auto",
+) -> int:
+    """Check that a method keeps the adapter contract.
+
+    \b
+      hibench test toy
+      hibench test my_method.py:MyMethod
+    """
+    _check_device(device)
+    if golden is not None:
+        from hibench.golden import run_golden
+
+        return run_golden(method, golden)
+    from hibench.conformance import run_conformance
+
+    return run_conformance(method, device=device, as_json=as_json)
+
+
+@app.command()
+@verb
+def doctor(strict: Annotated[bool, Option("--strict", help="Fail where the machine is not fit.")] = False) -> int:
+    """Say whether this machine is fit to measure.
+
+    \b
+      hibench doctor
+    """
+    from hibench.doctor import run_doctor
+
+    return run_doctor(strict=strict)
+
+
+@app.command()
+@verb
+def fetch(names: Annotated[list[str] | None, Argument(metavar="[NAME]...", help="Weights; none: list them.")] = None) -> None:
+    """Download published weights of extractors, checked by SHA-256.
+
+    \b
+      hibench fetch
+      hibench fetch inception-v3-compat
+    """
+    if not names:
+        from hibench import listing
+
+        print(listing.table(listing.rows_of("weights")))
+        return
+    from hibench import weights
+
+    for name in names:
+        print(f"{name}: {weights.fetch(name)}")
+
+
+@app.command()
+@verb
+def train(
+    name: Annotated[str, Argument(metavar="METHOD|scenes-clip", help="What to train.")],
+    out: Annotated[Path | None, Option("--out", help="For weights and checkpoints; not given: runs/NAME.")] = None,
+    steps: Annotated[int | None, Option("--steps", min=1, help="Instead of the method's own number.")] = None,
+    stage: Annotated[str | None, Option("--stage", help="One stage only, where a method has several.")] = None,
+    resume: Annotated[bool, Option("--resume/--no-resume", help="Go on from a checkpoint in OUT.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Train a method's reference weights on scenes.
+
+    \b
+      hibench train ldm --out runs/ldm
+      hibench train scenes-clip --steps 100 --out runs/try
+    """
+    _check_device(device)
+    function = _training(name)
+    from hibench.job import resolve_device
+
+    target = out or Path("runs") / name
+    asked = {key: value for key, value in (("steps", steps), ("stage", stage)) if value is not None}
+    function(target, device=resolve_device(device), resume=resume, **asked)
+    print(f"{name}: weights in {target}")
+
+
+# -- what the verbs share --------------------------------------------------------------------------------------------
+
+
+def _load(path: Path, overrides: list[str] | None) -> Spec:
+    from hibench.spec import load_spec
+
+    return load_spec(path, overrides or ())
+
+
+def _training(name: str) -> Callable[..., Any]:
+    """The function that trains: of the default extractor, or of a method's class."""
+    if name == "scenes-clip":
+        from hibench.scenes_clip import train as scenes_clip
+
+        return scenes_clip.train
+    from hibench.registry import load_adapter
+
+    function = getattr(load_adapter(name), "train", None)
+    if not callable(function):
+        raise SpecError(f"method '{name}' cannot be trained: its class has no class method 'train'")
+    trained: Callable[..., Any] = function
+    return trained
+
+
+def _words(values: list[str] | None) -> list[str]:
+    """Repeated and comma-separated values as one list."""
+    return [word.strip() for value in values or () for word in value.split(",") if word.strip()]
+
+
+def _check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SpecError(f"{option}: unknown '{value}'{did_you_mean(value, known) or '; known: ' + ', '.join(known)}")
+
+
+def _check_device(device: str) -> None:
+    from hibench.spec import DEVICES, valid_device
+
+    if not valid_device(device):
+        _check_choice("--device", device, (*DEVICES, "cuda:0"))
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """`2/4` as (2, 4): the second of four parts."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise SpecError(f"--shard {text}: give I/N with I from 1 to N, e.g. 1/4")
+    return int(match[1]), int(match[2])
+
+
+def _resolution(text: str) -> tuple[int, int]:
+    """`512` or `256x512` (height x width) as (height, width)."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if not match:
+        raise SpecError(f"--resolution {text}: give a side or HEIGHTxWIDTH in pixels, e.g. 512 or 256x512")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _options(assignments: list[str] | None) -> dict[str, Any]:
+    """`name=value` pairs, values read as YAML."""
+    from hibench.nodes import parse_value
+
+    options: dict[str, Any] = {}
+    for text in assignments or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise SpecError(f"--option {text}: give NAME=VALUE")
+        options[name.strip()] = parse_value(value, f"--option {name.strip()}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

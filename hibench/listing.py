@@ -1,0 +1,124 @@
+"""`hibench list`: what there is, and why something is not available here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hibench.cells import Cell, Plan, expand
+from hibench.errors import HibenchError
+from hibench.spec import Spec
+
+__all__ = ["NEEDS_SPEC", "WHAT", "rows_of", "table"]
+
+WHAT = ("methods", "metrics", "extractors", "weights", "references", "sweeps", "cells")
+NEEDS_SPEC = ("references", "sweeps", "cells")
+Rows = list[tuple[str, ...]]
+
+
+def rows_of(what: str, spec: Spec | None = None, only: Sequence[str] = ()) -> Rows:
+    """The table of one of `WHAT`, its first row being the heading; `spec` is needed for `NEEDS_SPEC`."""
+    if what == "methods":
+        return _methods()
+    if what == "metrics":
+        return _metrics()
+    if what in ("extractors", "weights"):
+        return _described(what)
+    assert spec is not None
+    if what == "references":
+        return _references(spec)
+    return _sweeps(spec) if what == "sweeps" else _cells(spec, expand(spec, only))
+
+
+def table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows as aligned columns; the last column is not padded."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _methods() -> Rows:
+    """Every installed method; each is imported to see whether it can be."""
+    from hibench.registry import load_adapter, method_names
+
+    rows: Rows = [("METHOD", "AXES", "AVAILABLE")]
+    for name in method_names():
+        try:
+            axes, state = ", ".join(sorted(load_adapter(name).axes)), "yes"
+        except HibenchError as error:
+            axes, state = "", f"no: {error}"
+        rows.append((name, axes, state))
+    return rows
+
+
+def _metrics() -> Rows:
+    from hibench.features import DEFAULT_EXTRACTOR, describe
+    from hibench.metrics.plan import FAMILY
+
+    missing = {row["name"]: row["next"] for row in describe() if not row["available"]}
+    rows: Rows = [("METRIC", "BETTER", "AVAILABLE", "ABOUT")]
+    for name, family in FAMILY.items():
+        network = family.extractor or (DEFAULT_EXTRACTOR if family.source == "features" else "")
+        step = missing.get(network)
+        rows.append((name, family.better, "yes" if step is None else f"no: {step}", family.about))
+    return rows
+
+
+def _described(what: str) -> Rows:
+    from hibench import features, weights
+
+    found: list[dict[str, Any]] = features.describe() if what == "extractors" else weights.describe()
+    rows: Rows = [(what.removesuffix("s").upper(), "AVAILABLE", "ABOUT")]
+    return rows + [(row["name"], "yes" if row["available"] else f"no: {row['next']}", row["about"]) for row in found]
+
+
+def _references(spec: Spec) -> Rows:
+    from hibench.references import open_reference
+
+    rows: Rows = [("REFERENCE", "KIND", "AVAILABLE", "WHERE")]
+    for name, reference in spec.references.items():
+        try:
+            count = len(open_reference(reference.definition(), n=spec.quality.images))
+            state = f"yes, {count} images"
+        except HibenchError as error:
+            state = f"no: {error}"
+        rows.append((name, reference.kind, state, reference.path or f"built in, seed {reference.seed}"))
+    return rows
+
+
+def _sweeps(spec: Spec) -> Rows:
+    rows: Rows = [("SWEEP", "RUNS", "CELLS", "METHODS", "AXES")]
+    for name, sweep in spec.sweeps.items():
+        axes = [f"resolution {', '.join(f'{h}x{w}' for h, w in sweep.resolution)}"]
+        axes += [f"{axis} {', '.join(f'{value:g}' for value in values)}"
+                 for axis, values in (("steps", sweep.steps), ("sparsity", sweep.sparsity)) if values]
+        axes += [f"{option} {', '.join(map(str, values))}" for option, values in sweep.options.items()]
+        runs, cells = "by default" if sweep.default else f"--only {name}", len(expand(spec, [name]))
+        rows.append((name, runs, str(cells), ", ".join(sweep.methods), "; ".join(axes)))
+    return rows
+
+
+def _cells(spec: Spec, plan: Plan) -> Rows:
+    """Every cell and whether its method takes it on."""
+    found: dict[str, list[str]] = {}
+    for sweep, keys in plan.sweeps.items():
+        for key in keys:
+            found.setdefault(key, []).append(sweep)
+    rows: Rows = [("CELL", "SWEEPS", "STATE")]
+    return rows + [(cell.key, ", ".join(found[cell.key]), _state(cell)) for cell in plan]
+
+
+def _state(cell: Cell) -> str:
+    from hibench.registry import load_adapter
+
+    try:
+        made = load_adapter(cell.adapter)(cell.weights, dict(cell.options), "cpu", cell.dtype)
+        reason = made.supports(cell.axes)
+        made.close()
+    except HibenchError as error:
+        return f"fails: {error}"
+    except Exception as error:                       # a method's own bug must not hide the other cells
+        return f"fails: {type(error).__name__}: {' '.join(str(error).split())}"
+    if reason is None and cell.weights == "random" and cell.kind == "quality":
+        reason = "random weights have no quality"
+    return "will run" if reason is None else f"skip: {reason}"
