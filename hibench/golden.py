@@ -24,6 +24,8 @@ class GoldenOutput(NamedTuple):
     name: str                                  # as in outputs.npz
     got: Any                                   # array or tensor
     kind: str = "forward"                      # a key of TOLERANCES: one forward pass, or many
+    scale: float | None = None                 # what the error is relative to; None = the largest value expected. For a small
+                                               # difference of large numbers it is the size of those numbers
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def compare(case: str, output: Any, want: np.ndarray[Any, Any]) -> Line:
         return line(wrong == 0, f"{by}{wrong} of {want.size} differ, must be equal")
     if got.dtype.kind not in "fciub":
         return line(False, f"type {got.dtype}, expected {want.dtype}")
-    return line(*_float_verdict(got, want, TOLERANCES[kind]))
+    return line(*_float_verdict(got, want, TOLERANCES[kind], getattr(output, "scale", None)))
 
 
 def _integer_error(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> int:
@@ -151,7 +153,8 @@ def _integer_error(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> int
     return max((abs(int(a) - int(b)) for a, b in zip(got.ravel(), want.ravel()) if a != b), default=0)
 
 
-def _float_verdict(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], tolerance: float) -> tuple[bool, str]:
+def _float_verdict(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], tolerance: float,
+                   scale: float | None = None) -> tuple[bool, str]:
     import numpy as np
 
     wide = np.complex128 if "c" in (got.dtype.kind, want.dtype.kind) else np.float64
@@ -162,7 +165,7 @@ def _float_verdict(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], tolera
     if not np.isfinite(a[finite]).all():
         return False, f"{int((~np.isfinite(a[finite])).sum())} of {want.size} values are not finite"
     error = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-    scale = float(np.abs(b[finite]).max(initial=0.0))
+    scale = float(np.abs(b[finite]).max(initial=0.0)) if scale is None else scale
     relative = error / scale if scale > 0 else error             # all zeros are expected: the error itself counts
     return relative <= tolerance, f"abs {error:.1e}  rel {relative:.1e}  tolerance {tolerance:.0e}"
 

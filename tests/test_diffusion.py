@@ -137,7 +137,7 @@ def test_strided_timesteps(steps: int, first: int, last: int) -> None:
     assert (len(times), times[0], times[-1]) == (steps, first, last)
 
 
-@pytest.mark.parametrize(("steps", "near"), [(300, "250, 500"), (400, "250, 500"), (7, "5, 8"), (1000, "500"), (0, "1"), (5000, "500")])
+@pytest.mark.parametrize(("steps", "near"), [(300, "250, 500"), (400, "250, 500"), (7, "5, 8"), (1000, "500"), (0, "1")])
 def test_a_step_count_that_does_not_divide_names_the_nearest(steps: int, near: str) -> None:
     with pytest.raises(SpecError, match=rf"^steps: {steps} sampler steps .*; the nearest that work: {near}$"):
         schedules.strided_timesteps(steps)
