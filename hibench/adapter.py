@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Sequence, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     import torch
 
 __all__ = ["NULL_STAGE", "STAGES", "Adapter", "Resolution", "Stage", "seeded_noise", "to_uint8"]
 
-Resolution = tuple[int, int]                  # (height, width) in pixels
+Resolution = tuple[int, int]  # (height, width) in pixels
 STAGES = ("encode", "denoise", "decode")
 
 
@@ -47,7 +47,7 @@ class Adapter(Protocol):
     """What a method has to offer (DESIGN §3).
 
     Optional: `generate_batch(resolution, seeds, *, steps=None, sparsity=0.0, prompts=None, stage=NULL_STAGE)` which returns
-    uint8 [B, 3, H, W]; `train(out, ...)`, a class method behind `hibench train`; `golden(case)`, behind `hibench test --golden`;
+    uint8 [B, 3, H, W]; `train(out, ...)`, behind `hibench train`; `golden(case)`, behind `hibench test --golden`;
     `weights_digest()`, the SHA-256 of what was loaded; `parameters()`, the number of parameters;
     `default_steps: ClassVar[int]`, what `steps=None` means; `licence: ClassVar[str]`, of the weights.
     """
@@ -67,8 +67,16 @@ class Adapter(Protocol):
         """Bring the weights to the device; timed apart; may raise MissingWeights."""
         ...
 
-    def generate(self, resolution: Resolution, seed: int, *, steps: int | None = None, sparsity: float = 0.0,
-                 prompt: str | None = None, stage: Stage = NULL_STAGE) -> "torch.Tensor":
+    def generate(
+        self,
+        resolution: Resolution,
+        seed: int,
+        *,
+        steps: int | None = None,
+        sparsity: float = 0.0,
+        prompt: str | None = None,
+        stage: Stage = NULL_STAGE,
+    ) -> "torch.Tensor":
         """One image, uint8 [3, H, W] on the device."""
         ...
 
@@ -77,8 +85,13 @@ class Adapter(Protocol):
         ...
 
 
-def seeded_noise(shape: Sequence[int], seeds: Sequence[int], device: "str | torch.device" = "cpu",
-                 dtype: "torch.dtype | None" = None, stream: int = 0) -> "torch.Tensor":
+def seeded_noise(
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    device: "str | torch.device" = "cpu",
+    dtype: "torch.dtype | None" = None,
+    stream: int = 0,
+) -> "torch.Tensor":
     """Standard normal noise [B, *shape], one CPU generator per seed: image i depends on seeds[i] alone.
 
     `stream` separates independent draws of one image (0: the initial noise, 1 + step: a sampler's noise at that step).

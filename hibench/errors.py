@@ -20,13 +20,29 @@ A message is one line: what, where, why, what next.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 __all__ = [
-    "AdapterError", "CellTimeout", "ContractError", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_REGRESSION",
-    "EXIT_UNSURE", "EXIT_USAGE", "HibenchError", "MissingWeights", "NoBaseline", "OutOfMemory", "SpecError", "Unfit",
-    "UnknownMethod", "WorkerDied", "did_you_mean", "signal_text",
+    "AdapterError",
+    "CellTimeout",
+    "ContractError",
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_OK",
+    "EXIT_REGRESSION",
+    "EXIT_UNSURE",
+    "EXIT_USAGE",
+    "HibenchError",
+    "MissingWeights",
+    "NoBaseline",
+    "OutOfMemory",
+    "SpecError",
+    "Unfit",
+    "UnknownMethod",
+    "WorkerDied",
+    "did_you_mean",
+    "signal_text",
 ]
 
 EXIT_OK = 0

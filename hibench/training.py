@@ -1,4 +1,4 @@
-"""The one training loop: resumable, interruptible, and a function of the step number alone, so that a resumed run equals an undisturbed one."""
+"""The one training loop: interruptible, and a function of the step number alone: a resumed run equals an undisturbed one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hibench.errors import HibenchError, SpecError
 
@@ -59,7 +60,7 @@ def batch_seeds(step: int, batch: int, count: int, seed: int = 0) -> "torch.Tens
         raise SpecError(f"training: a batch of {batch} needs at least as many images, not {count}; ask for a smaller batch")
     epoch, k = divmod(step, per_epoch)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch))
-    return order[k * batch:(k + 1) * batch]
+    return order[k * batch : (k + 1) * batch]
 
 
 def autocast(device: str) -> "torch.amp.autocast_mode.autocast":
@@ -69,8 +70,17 @@ def autocast(device: str) -> "torch.amp.autocast_mode.autocast":
     return torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda"))
 
 
-def fit(name: str, step: Callable[[int], Mapping[str, "torch.Tensor | float"]], state: Mapping[str, Stateful], *, steps: int, out: Path,
-        resume: bool = True, max_seconds: float | None = None, report: Callable[[str], None] = print) -> dict[str, Any]:
+def fit(
+    name: str,
+    step: Callable[[int], Mapping[str, "torch.Tensor | float"]],
+    state: Mapping[str, Stateful],
+    *,
+    steps: int,
+    out: Path,
+    resume: bool = True,
+    max_seconds: float | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """Call step(0) … step(steps − 1); returns {"steps", "seconds", "curve": [[step, {loss: value}], …], "finished"}.
 
     A checkpoint of everything in `state` is written to out/NAME.ckpt every two minutes, on Ctrl-C and at the end; `resume`
@@ -95,8 +105,15 @@ def fit(name: str, step: Callable[[int], Mapping[str, "torch.Tensor | float"]], 
 
     def save() -> None:
         temporary = path.with_suffix(".tmp")
-        torch.save({"state": {k: v.state_dict() for k, v in state.items()}, "step": done,
-                    "seconds": seconds + time.monotonic() - begin, "curve": curve}, temporary)
+        torch.save(
+            {
+                "state": {k: v.state_dict() for k, v in state.items()},
+                "step": done,
+                "seconds": seconds + time.monotonic() - begin,
+                "curve": curve,
+            },
+            temporary,
+        )
         os.replace(temporary, path)
 
     def mean_losses() -> dict[str, float]:
@@ -105,21 +122,27 @@ def fit(name: str, step: Callable[[int], Mapping[str, "torch.Tensor | float"]], 
         sums, since = {}, 0
         bad = [k for k, v in means.items() if not math.isfinite(v)]
         if bad:
-            raise HibenchError(f"training {name}: {', '.join(bad)} is not finite near step {done}: lower the learning rate; {path} holds the last good state")
+            raise HibenchError(
+                f"training {name}: {', '.join(bad)} is not finite near step {done}: "
+                f"lower the learning rate; {path} holds the last good state"
+            )
         return means
 
     try:
         for k in range(first, steps):
             for key, value in step(k).items():
-                sums[key] = sums.get(key, 0.0) + (value.detach() if isinstance(value, torch.Tensor) else value)   # type: ignore[assignment]
+                sums[key] = sums.get(key, 0.0) + (value.detach() if isinstance(value, torch.Tensor) else value)  # type: ignore[assignment]
             since, done = since + 1, k + 1
             now = time.monotonic()
             if now - reported > _REPORT_EVERY_S:
                 means = mean_losses()
                 curve.append([done, means])
                 rate = (now - begin) / (done - first)
-                report(f"{name}: step {done}/{steps}  " + "  ".join(f"{a} {b:.4f}" for a, b in means.items())
-                       + f"  {rate:.3f} s/step, ~{rate * (steps - done) / 60:.0f} min left")
+                report(
+                    f"{name}: step {done}/{steps}  "
+                    + "  ".join(f"{a} {b:.4f}" for a, b in means.items())
+                    + f"  {rate:.3f} s/step, ~{rate * (steps - done) / 60:.0f} min left"
+                )
                 reported = now
             if now - mark > _CHECKPOINT_EVERY_S:
                 save()
@@ -139,8 +162,24 @@ def write_training_json(path: Path, result: Mapping[str, Any], *, device: str, d
     import torch
 
     curve = list(result["curve"])
-    curve = curve[::max(1, len(curve) // 60)] + (curve[-1:] if len(curve) > 60 else [])
-    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
-    path.write_text(json.dumps({"data": data, "steps": result["steps"], "seconds": round(result["seconds"], 1), "device": hardware,
-                                "torch": torch.__version__.split("+")[0], **more,
-                                "curve": [[s, {k: round(v, 5) for k, v in losses.items()}] for s, losses in curve]}, indent=1) + "\n")
+    curve = curve[:: max(1, len(curve) // 60)] + (curve[-1:] if len(curve) > 60 else [])
+    hardware = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
+    )
+    path.write_text(
+        json.dumps(
+            {
+                "data": data,
+                "steps": result["steps"],
+                "seconds": round(result["seconds"], 1),
+                "device": hardware,
+                "torch": torch.__version__.split("+")[0],
+                **more,
+                "curve": [[s, {k: round(v, 5) for k, v in losses.items()}] for s, losses in curve],
+            },
+            indent=1,
+        )
+        + "\n"
+    )

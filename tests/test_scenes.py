@@ -80,7 +80,7 @@ def test_1024_holds_detail_that_256_does_not() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(-2**62, 2**62))
+@given(st.integers(-(2**62), 2**62))
 def test_captions_tell_the_truth(seed: int) -> None:
     """Words, labels and geometry agree; every object lies inside the unit square; companions do not overlap."""
     s = scenes.scene(seed)
@@ -108,11 +108,13 @@ def test_the_salient_object_has_its_colour() -> None:
             continue
         image = scenes.render([seed], 64)[0].float() / 255
         x, y = int(o.x * 64), int(o.y * 64)
-        colour = image[:, y - 1:y + 2, x - 1:x + 2].mean((1, 2)).numpy()
+        colour = image[:, y - 1 : y + 2, x - 1 : x + 2].mean((1, 2)).numpy()
+
         def distance(name: str, colour: np.ndarray = colour) -> float:
             h, s, v = scenes._HSV[name]
             rgb = scenes._rgb(np.array([h]), np.array([s]), np.array([v]))[0]
             return float(np.abs(rgb / np.linalg.norm(rgb) - colour / np.linalg.norm(colour)).sum())
+
         assert min(scenes.COLOURS, key=distance) == o.colour, seed
         checked += 1
     assert checked > 50
@@ -121,7 +123,7 @@ def test_the_salient_object_has_its_colour() -> None:
 def test_labels_are_spread_evenly() -> None:
     """A chi-square on 4000 seeds: no class of the 64 is favoured."""
     counts = np.bincount([scenes.class_index(s) for s in range(4000)], minlength=64)
-    assert ((counts - 62.5) ** 2 / 62.5).sum() < 112            # 99.99 % quantile of chi² with 63 degrees of freedom
+    assert ((counts - 62.5) ** 2 / 62.5).sum() < 112  # 99.99 % quantile of chi² with 63 degrees of freedom
 
 
 @pytest.mark.parametrize("size", [(0, 64), (64, 0), (10, 200)])
@@ -132,6 +134,7 @@ def test_impossible_sizes_are_refused(size: tuple[int, int]) -> None:
 
 def test_rendered_ahead_equals_rendered_now_and_resumes(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     from hibench.references import scene_cache
+
     monkeypatch.setattr(scene_cache, "_CHUNK", 3)
 
     class Stop(Exception):
@@ -141,8 +144,8 @@ def test_rendered_ahead_equals_rendered_now_and_resumes(tmp_path: object, monkey
         raise Stop
 
     with pytest.raises(Stop):
-        rendered(7, 16, 100, tmp_path, stop)            # type: ignore[arg-type]
+        rendered(7, 16, 100, tmp_path, stop)  # type: ignore[arg-type]
     calls: list[int] = []
-    images = rendered(7, 16, 100, tmp_path, lambda done, count: calls.append(done))     # type: ignore[arg-type]
+    images = rendered(7, 16, 100, tmp_path, lambda done, count: calls.append(done))  # type: ignore[arg-type]
     assert calls == [6, 7]
     assert np.array_equal(images, scenes.render(range(100, 107), 16).numpy())

@@ -19,7 +19,7 @@ def make() -> tuple[torch.nn.Linear, torch.optim.Adam]:
     return model, torch.optim.Adam(model.parameters(), lr=0.1)
 
 
-def stepper(model: torch.nn.Linear, optimizer: torch.optim.Optimizer, stop_at: int | None = None):     # type: ignore[no-untyped-def]
+def stepper(model: torch.nn.Linear, optimizer: torch.optim.Optimizer, stop_at: int | None = None):  # type: ignore[no-untyped-def]
     def step(k: int) -> dict[str, torch.Tensor]:
         if k == stop_at:
             raise KeyboardInterrupt
@@ -30,20 +30,42 @@ def stepper(model: torch.nn.Linear, optimizer: torch.optim.Optimizer, stop_at: i
         loss.backward()
         optimizer.step()
         return {"loss": loss}
+
     return step
 
 
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     model, optimizer = make()
-    training.fit("a", stepper(model, optimizer), {"model": model, "optimizer": optimizer}, steps=20, out=tmp_path / "whole", report=lambda _: None)
+    training.fit(
+        "a",
+        stepper(model, optimizer),
+        {"model": model, "optimizer": optimizer},
+        steps=20,
+        out=tmp_path / "whole",
+        report=lambda _: None,
+    )
     expected = model.weight.clone()
 
     model, optimizer = make()
     with pytest.raises(KeyboardInterrupt):
-        training.fit("a", stepper(model, optimizer, stop_at=11), {"model": model, "optimizer": optimizer}, steps=20, out=tmp_path / "parts", report=lambda _: None)
+        training.fit(
+            "a",
+            stepper(model, optimizer, stop_at=11),
+            {"model": model, "optimizer": optimizer},
+            steps=20,
+            out=tmp_path / "parts",
+            report=lambda _: None,
+        )
     model, optimizer = make()
     lines: list[str] = []
-    result = training.fit("a", stepper(model, optimizer), {"model": model, "optimizer": optimizer}, steps=20, out=tmp_path / "parts", report=lines.append)
+    result = training.fit(
+        "a",
+        stepper(model, optimizer),
+        {"model": model, "optimizer": optimizer},
+        steps=20,
+        out=tmp_path / "parts",
+        report=lines.append,
+    )
     assert torch.equal(model.weight, expected)
     assert lines[0] == "a: resumed at step 11/20"
     assert result["finished"]
@@ -52,7 +74,9 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
 
 def test_time_limit_stops_and_says_unfinished(tmp_path: Path) -> None:
     model, optimizer = make()
-    result = training.fit("a", stepper(model, optimizer), {"model": model}, steps=20, out=tmp_path, max_seconds=0.0, report=lambda _: None)
+    result = training.fit(
+        "a", stepper(model, optimizer), {"model": model}, steps=20, out=tmp_path, max_seconds=0.0, report=lambda _: None
+    )
     assert not result["finished"]
     assert result["steps"] == 1
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING
 
 from hibench.errors import SpecError
-from hibench.images import decode, folder_digest, in_parallel, list_images
+from hibench.images import decode, folder_digest, image_size, in_parallel, list_images
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,12 @@ class FolderReference:
     def digest(self) -> str:
         """SHA-256 of names and contents, in order."""
         return folder_digest(self.root, self.paths)
+
+    @cached_property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) where all images have one size, else None; read from the files' headers."""
+        sizes = set(in_parallel(image_size, self.paths))
+        return sizes.pop() if len(sizes) == 1 else None
 
     def images(self, resolution: tuple[int, int] | None = None, first: int = 0, count: int | None = None, batch: int = 32,
                device: str = "cpu") -> "Iterator[torch.Tensor]":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from hibench.references import scenes
 
 __all__ = ["TRAINING_SEED", "cache_directory", "rendered"]
 
-TRAINING_SEED = 10**9                   # training uses seeds from here on; samples and references use smaller ones
+TRAINING_SEED = 10**9  # training uses seeds from here on; samples and references use smaller ones
 _CHUNK = 500
 
 
@@ -22,8 +22,13 @@ def cache_directory() -> Path:
     return Path(os.environ.get("HIBENCH_CACHE") or Path.home() / ".cache" / "hibench")
 
 
-def rendered(count: int, resolution: int, first_seed: int = TRAINING_SEED, cache: Path | None = None,
-             progress: Callable[[int, int], None] | None = None) -> NDArray[np.uint8]:
+def rendered(
+    count: int,
+    resolution: int,
+    first_seed: int = TRAINING_SEED,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.uint8]:
     """Scenes first_seed … first_seed + count − 1 as a read-only uint8 array [count, 3, R, R] on disk.
 
     Rendering is resumed where an interrupted call stopped; `progress(done, count)` is told after every 500 images.
@@ -35,7 +40,7 @@ def rendered(count: int, resolution: int, first_seed: int = TRAINING_SEED, cache
     done = int(mark.read_text()) if mark.exists() and path.exists() else 0
     if done < count:
         mode = "r+" if path.exists() and path.stat().st_size == count * 3 * resolution**2 else "w+"
-        images = np.memmap(path, np.uint8, mode, shape=(count, 3, resolution, resolution))
+        images = np.memmap(path, np.uint8, "r+" if mode == "r+" else "w+", shape=(count, 3, resolution, resolution))
         done = done if mode == "r+" else 0
         while done < count:
             end = min(done + _CHUNK, count)

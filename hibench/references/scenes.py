@@ -17,9 +17,10 @@ All randomness is a counter-based integer hash (splitmix64) of the seed: the sam
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,34 +30,58 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["COLOURS", "FINISHES", "GROUNDS", "MATERIALS", "POSITIONS", "SHAPES", "SIZES", "VERSION", "Scene", "captions",
-           "class_index", "digest", "render", "scene"]
+__all__ = [
+    "COLOURS",
+    "FINISHES",
+    "GROUNDS",
+    "MATERIALS",
+    "POSITIONS",
+    "SHAPES",
+    "SIZES",
+    "VERSION",
+    "Scene",
+    "captions",
+    "class_index",
+    "digest",
+    "render",
+    "scene",
+]
 
-VERSION = 1                                         # raise whenever a rendered pixel or a caption changes
+VERSION = 1  # raise whenever a rendered pixel or a caption changes
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "crescent", "bar")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
 SIZES = ("small", "medium", "large")
 MATERIALS = ("plain", "striped", "checked")
-FINISHES = ("brushed", "woven", "grained")          # finer than 64 px can show: a label, not part of the caption
+FINISHES = ("brushed", "woven", "grained")  # finer than 64 px can show: a label, not part of the caption
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 GROUNDS = ("grey stones", "green leaves", "yellow sand", "blue water", "brown bricks", "dark slates")
 
 _RADII = {"small": (0.09, 0.12), "medium": (0.16, 0.20), "large": (0.26, 0.31), "tiny": (0.07, 0.085)}
-_HSV = {"red": (0.0, 0.90, 0.80), "orange": (0.075, 0.95, 0.82), "yellow": (0.15, 0.92, 0.82), "green": (0.35, 0.85, 0.66),
-        "cyan": (0.50, 0.85, 0.78), "blue": (0.62, 0.88, 0.80), "purple": (0.77, 0.75, 0.74), "white": (0.0, 0.0, 0.83)}
+_HSV = {
+    "red": (0.0, 0.90, 0.80),
+    "orange": (0.075, 0.95, 0.82),
+    "yellow": (0.15, 0.92, 0.82),
+    "green": (0.35, 0.85, 0.66),
+    "cyan": (0.50, 0.85, 0.78),
+    "blue": (0.62, 0.88, 0.80),
+    "purple": (0.77, 0.75, 0.74),
+    "white": (0.0, 0.0, 0.83),
+}
 #                hue range       saturation     value         bricks
-_GROUND = {"grey stones":  ((0.00, 1.00), (0.00, 0.07), (0.25, 0.60), False),
-           "green leaves": ((0.25, 0.38), (0.25, 0.45), (0.16, 0.44), False),
-           "yellow sand":  ((0.10, 0.14), (0.22, 0.38), (0.38, 0.62), False),
-           "blue water":   ((0.53, 0.60), (0.25, 0.45), (0.24, 0.52), False),
-           "brown bricks": ((0.02, 0.06), (0.32, 0.50), (0.22, 0.46), True),
-           "dark slates":  ((0.66, 0.80), (0.05, 0.20), (0.08, 0.28), True)}
-_LEAVES_PER_CELL = 64                               # per unit square
+_GROUND = {
+    "grey stones": ((0.00, 1.00), (0.00, 0.07), (0.25, 0.60), False),
+    "green leaves": ((0.25, 0.38), (0.25, 0.45), (0.16, 0.44), False),
+    "yellow sand": ((0.10, 0.14), (0.22, 0.38), (0.38, 0.62), False),
+    "blue water": ((0.53, 0.60), (0.25, 0.45), (0.24, 0.52), False),
+    "brown bricks": ((0.02, 0.06), (0.32, 0.50), (0.22, 0.46), True),
+    "dark slates": ((0.66, 0.80), (0.05, 0.20), (0.08, 0.28), True),
+}
+_LEAVES_PER_CELL = 64  # per unit square
 _LEAF_R = (0.04, 0.38)
-_OUTLINE = 0.012                                    # dark rim of an object, in units
+_OUTLINE = 0.012  # dark rim of an object, in units
 _WAVES = 5
-_BAND_SAMPLES = 1 << 20                             # samples held at once: rendering memory does not grow with the image
+_BAND_SAMPLES = 1 << 20  # samples held at once: rendering memory does not grow with the image
 
 
 # --- hash ---------------------------------------------------------------------------------------------------------------------
@@ -68,7 +93,8 @@ def _mix(z: "NDArray[np.uint64]") -> "NDArray[np.uint64]":
     """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed
 
 
 def _uniform(seed: int, stream: int, *shape: int) -> "NDArray[np.float64]":
@@ -76,7 +102,8 @@ def _uniform(seed: int, stream: int, *shape: int) -> "NDArray[np.float64]":
     with np.errstate(over="ignore"):
         key = _mix(_mix(np.array([seed % 2**64], np.uint64) + _GOLDEN) + np.uint64(stream % 2**64) * _GOLDEN)
         z = _mix(key + np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * _GOLDEN)
-    return ((z >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
+    numbers: NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers.reshape(shape)
 
 
 def _pick(u: float, low: float, high: float) -> float:
@@ -86,10 +113,12 @@ def _pick(u: float, low: float, high: float) -> float:
 def _rgb(h: "NDArray[np.float64]", s: "NDArray[np.float64]", v: "NDArray[np.float64]") -> "NDArray[np.float64]":
     """HSV to RGB, arrays [...] to [..., 3]."""
     k = (np.array([5.0, 3.0, 1.0]) + h[..., None] * 6) % 6
-    return v[..., None] - v[..., None] * s[..., None] * np.clip(np.minimum(k, 4 - k), 0, 1)
+    rgb: NDArray[np.float64] = v[..., None] - v[..., None] * s[..., None] * np.clip(np.minimum(k, 4 - k), 0, 1)
+    return rgb
 
 
 # --- what a scene is ----------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class _Object:
@@ -125,7 +154,9 @@ def _make_object(shape: str, colour: str, size: str, position: tuple[int, int], 
     y = 0.5 + (j * reach * _pick(u[2], 0.8, 1.0) if j else _pick(u[2], -0.03, 0.03))
     angle = np.pi * u[3] if shape == "bar" else 2 * np.pi * u[3] if shape == "crescent" else (u[3] - 0.5) * 0.5
     material = MATERIALS[int(u[4] * 3)] if size != "tiny" else "plain"
-    return _Object(shape, colour, size, material, FINISHES[int(u[5] * 3)], POSITIONS[(j + 1) * 3 + i + 1], x, y, r, float(angle))
+    return _Object(
+        shape, colour, size, material, FINISHES[int(u[5] * 3)], POSITIONS[(j + 1) * 3 + i + 1], x, y, r, float(angle)
+    )
 
 
 def _phrase(o: _Object) -> str:
@@ -141,13 +172,23 @@ def scene(seed: int) -> Scene:
     place = (int(u[3] * 3) - 1, int(u[4] * 3) - 1)
     objects = [_make_object(shape, colour, size, place, u[5:11])]
     if size == "medium" and place != (0, 0) and u[11] < 0.6:
-        other = SHAPES[(SHAPES.index(shape) + 1 + int(u[12] * 7)) % 8], COLOURS[(COLOURS.index(colour) + 1 + int(u[13] * 7)) % 8]
+        other = (
+            SHAPES[(SHAPES.index(shape) + 1 + int(u[12] * 7)) % 8],
+            COLOURS[(COLOURS.index(colour) + 1 + int(u[13] * 7)) % 8],
+        )
         objects.append(_make_object(*other, "tiny", (-place[0], -place[1]), u[14:20]))
     ground = GROUNDS[int(u[20] * len(GROUNDS))]
     caption = f"{' and '.join(map(_phrase, objects))} on {ground}"
     o = objects[0]
-    labels = {"shape": o.shape, "colour": o.colour, "size": o.size, "position": o.position, "material": o.material,
-              "finish": o.finish, "ground": ground}
+    labels = {
+        "shape": o.shape,
+        "colour": o.colour,
+        "size": o.size,
+        "position": o.position,
+        "material": o.material,
+        "finish": o.finish,
+        "ground": ground,
+    }
     return Scene(seed, caption, labels, tuple(objects), ground)
 
 
@@ -170,12 +211,13 @@ def digest() -> str:
 
 # --- surfaces: a colour, a linear light, and waves ------------------------------------------------------------------------------
 
+
 def _finish_waves(finish: "NDArray[np.int64]", u: "NDArray[np.float64]", strength: float) -> "NDArray[np.float64]":
     """Three waves [N, 3, 4] of (fx, fy, phase in turns, amplitude): 40 to 400 cycles per unit."""
     n = len(finish)
     waves = np.zeros((n, 3, 4))
     theta = np.pi * u[:, 0]
-    base = 40.0 * 10.0 ** u[:, 1]                                        # log-uniform 40..400
+    base = 40.0 * 10.0 ** u[:, 1]  # log-uniform 40..400
     for k in range(3):
         brushed = (base * (1.0, 1.31, 0.73)[k], theta + (u[:, 2 + k] - 0.5) * 0.1)
         woven = (base * (1.0, 1.0, 0.5)[k], theta + (0.0, np.pi / 2, np.pi / 4)[k])
@@ -192,7 +234,7 @@ def _material_waves(o: _Object, u: "NDArray[np.float64]") -> "NDArray[np.float64
     a, b = np.array([np.cos(t), np.sin(t)]) * f, np.array([-np.sin(t), np.cos(t)]) * f
     if o.material == "striped":
         return np.array([[*a, u[2], 0.42], [0, 0, 0, 0]])
-    if o.material == "checked":                                          # sin a · sin b = ½ cos(a − b) − ½ cos(a + b)
+    if o.material == "checked":  # sin a · sin b = ½ cos(a − b) − ½ cos(a + b)
         return np.array([[*(a - b), 0.25, 0.36], [*(a + b), 0.75, 0.36]])
     return np.zeros((2, 4))
 
@@ -201,10 +243,10 @@ def _material_waves(o: _Object, u: "NDArray[np.float64]") -> "NDArray[np.float64
 class _Leaves:
     """Ground shapes in painting order; every array has one row per leaf."""
 
-    centre: "NDArray[np.float64]"       # [N, 2]
-    axes: "NDArray[np.float64]"         # [N, 2] half axes
-    angle: "NDArray[np.float64]"        # [N]
-    surface: "NDArray[np.float64]"      # [N, 6 + 4·_WAVES] rgb, light (constant, x, y), waves
+    centre: "NDArray[np.float64]"  # [N, 2]
+    axes: "NDArray[np.float64]"  # [N, 2] half axes
+    angle: "NDArray[np.float64]"  # [N]
+    surface: "NDArray[np.float64]"  # [N, 6 + 4·_WAVES] rgb, light (constant, x, y), waves
     bricks: bool
 
 
@@ -212,32 +254,39 @@ def _leaves(s: Scene, x_range: tuple[float, float], y_range: tuple[float, float]
     """The leaves that can touch the window; a leaf belongs to a unit cell of the plane and is hashed with it."""
     (h0, h1), (s0, s1), (v0, v1), bricks = _GROUND[s.ground]
     reach = _LEAF_R[1]
-    cells = [(i, j) for i in range(int(np.floor(x_range[0] - reach)), int(np.floor(x_range[1] + reach)) + 1)
-             for j in range(int(np.floor(y_range[0] - reach)), int(np.floor(y_range[1] + reach)) + 1)]
+    cells = [
+        (i, j)
+        for i in range(int(np.floor(x_range[0] - reach)), int(np.floor(x_range[1] + reach)) + 1)
+        for j in range(int(np.floor(y_range[0] - reach)), int(np.floor(y_range[1] + reach)) + 1)
+    ]
     u = np.concatenate([_uniform(s.seed, 1000 + (i + 500) * 1000 + (j + 500), _LEAVES_PER_CELL, 22) for i, j in cells])
     corner = np.repeat(np.array(cells, float), _LEAVES_PER_CELL, axis=0)
     centre = corner + u[:, 0:2]
     low, high = _LEAF_R
-    r = (low**-2 - u[:, 2] * (low**-2 - high**-2)) ** -0.5               # density ∝ r⁻³
+    r = (low**-2 - u[:, 2] * (low**-2 - high**-2)) ** -0.5  # density ∝ r⁻³
     axes = r[:, None] * np.stack([np.ones(len(r)), 0.45 + 0.5 * u[:, 3]], -1)
-    near = ((centre[:, 0] > x_range[0] - r) & (centre[:, 0] < x_range[1] + r)
-            & (centre[:, 1] > y_range[0] - r) & (centre[:, 1] < y_range[1] + r))
+    near = (
+        (centre[:, 0] > x_range[0] - r)
+        & (centre[:, 0] < x_range[1] + r)
+        & (centre[:, 1] > y_range[0] - r)
+        & (centre[:, 1] < y_range[1] + r)
+    )
     order = np.flatnonzero(near)[np.argsort(u[near, 4], kind="stable")]
     u, centre, axes, r = u[order], centre[order], axes[order], r[order]
     angle = (np.pi / 2 * (u[:, 5] > 0.5) + 0.12 * (u[:, 5] - 0.5)) if bricks else np.pi * u[:, 5]
     rgb = _rgb(h0 + (h1 - h0) * u[:, 6], s0 + (s1 - s0) * u[:, 7], v0 + (v1 - v0) * u[:, 8])
-    tilt = 0.30 * (u[:, 9:11] - 0.5) * 2 / r[:, None]                    # light: ±30 % from edge to edge
+    tilt = 0.30 * (u[:, 9:11] - 0.5) * 2 / r[:, None]  # light: ±30 % from edge to edge
     light = np.concatenate([1 - (tilt * centre).sum(1, keepdims=True), tilt], 1)
     waves = np.zeros((len(r), _WAVES, 4))
     waves[:, :3] = _finish_waves((u[:, 11] * 3).astype(int), u[:, 12:20], 0.13)
-    f, t = 8.0 * 4.0 ** u[:, 20], 2 * np.pi * u[:, 21]                   # one wave of 8 to 32 cycles
+    f, t = 8.0 * 4.0 ** u[:, 20], 2 * np.pi * u[:, 21]  # one wave of 8 to 32 cycles
     waves[:, 3] = np.stack([f * np.cos(t), f * np.sin(t), u[:, 19], np.full(len(r), 0.12)], -1)
     return _Leaves(centre, axes, angle, np.concatenate([rgb, light, waves.reshape(len(r), -1)], 1), bricks)
 
 
 def _base_surface(s: Scene) -> "NDArray[np.float64]":
     """What shows where no leaf lies: the ground's darkest tone with a wide gradient."""
-    (h0, h1), (s0, s1), (v0, v1), _ = _GROUND[s.ground]
+    (h0, h1), (_s0, s1), (v0, _v1), _ = _GROUND[s.ground]
     u = _uniform(s.seed, 2, 24)
     rgb = _rgb(np.array([_pick(u[0], h0, h1)]), np.array([s1]), np.array([v0]))[0]
     tilt = 0.5 * (u[1:3] - 0.5)
@@ -253,19 +302,28 @@ def _object_surfaces(s: Scene) -> "NDArray[np.float64]":
         u = _uniform(s.seed, 3 + k, 24)
         h, sat, v = _HSV[o.colour]
         jitter = (u[0] - 0.5) * 0.03 if sat else 0.0
-        rgb = _rgb(np.array([(h + jitter) % 1.0]), np.array([sat * _pick(u[1], 0.92, 1.0)]), np.array([v * _pick(u[2], 0.92, 1.0)]))[0]
+        rgb = _rgb(
+            np.array([(h + jitter) % 1.0]), np.array([sat * _pick(u[1], 0.92, 1.0)]), np.array([v * _pick(u[2], 0.92, 1.0)])
+        )[0]
         tilt = 0.10 * (u[3:5] - 0.5) * 2 / o.r
         level = {"plain": 1.0, "striped": 0.72, "checked": 0.76}[o.material]
         light = [level - tilt[0] * o.x - tilt[1] * o.y, *tilt]
         waves = np.zeros((_WAVES, 4))
         waves[:3] = _finish_waves(np.array([FINISHES.index(o.finish)]), u[None, 5:13], 0.09)[0]
         waves[3:] = _material_waves(o, u[13:16])
-        rows.append(np.stack([np.concatenate([rgb, light, waves.ravel()]),
-                              np.concatenate([rgb * 0.25, [1.0, 0.0, 0.0], np.zeros(4 * _WAVES)])]))
+        rows.append(
+            np.stack(
+                [
+                    np.concatenate([rgb, light, waves.ravel()]),
+                    np.concatenate([rgb * 0.25, [1.0, 0.0, 0.0], np.zeros(4 * _WAVES)]),
+                ]
+            )
+        )
     return np.concatenate(rows)
 
 
 # --- rendering ----------------------------------------------------------------------------------------------------------------
+
 
 def _inside(shape: str, u: "torch.Tensor", v: "torch.Tensor") -> "torch.Tensor":
     """Implicit function of a shape of circumradius about 1: negative inside, about the distance to the border near it."""
@@ -279,12 +337,13 @@ def _inside(shape: str, u: "torch.Tensor", v: "torch.Tensor") -> "torch.Tensor":
         return torch.maximum(v, torch.maximum(0.8660254 * u - 0.5 * v, -0.8660254 * u - 0.5 * v)) - 0.5
     if shape == "star":
         wedge = np.pi / 5
-        t = (torch.atan2(u, -v) % (2 * wedge) - wedge).abs()             # wedge at a tip, 0 at a notch
+        t = (torch.atan2(u, -v) % (2 * wedge) - wedge).abs()  # wedge at a tip, 0 at a notch
         rho = torch.hypot(u, v)
         tip, notch = np.array([np.cos(wedge), np.sin(wedge)]), np.array([0.42, 0.0])
         normal = np.array([tip[1] - notch[1], notch[0] - tip[0]])
         normal = normal / np.hypot(*normal) * (1.0 if normal[0] > 0 else -1.0)
-        return normal[0] * (rho * t.cos() - notch[0]) + normal[1] * (rho * t.sin() - notch[1])
+        edge: torch.Tensor = normal[0] * (rho * t.cos() - notch[0]) + normal[1] * (rho * t.sin() - notch[1])
+        return edge
     if shape == "ring":
         return (torch.hypot(u, v) - 0.70).abs() - 0.26
     if shape == "cross":
@@ -292,7 +351,7 @@ def _inside(shape: str, u: "torch.Tensor", v: "torch.Tensor") -> "torch.Tensor":
         return torch.minimum(torch.maximum(a - 0.95, b - 0.30), torch.maximum(b - 0.95, a - 0.30))
     if shape == "crescent":
         return torch.maximum(torch.hypot(u, v) - 0.97, 0.80 - torch.hypot(u - 0.48, v))
-    return torch.maximum(u.abs() - 0.97, v.abs() - 0.27)                 # bar
+    return torch.maximum(u.abs() - 0.97, v.abs() - 0.27)  # bar
 
 
 class _Painter:
@@ -310,30 +369,48 @@ class _Painter:
         leaves = self.leaves = _leaves(s, x_range, y_range)
         surface = np.concatenate([_base_surface(s)[None], leaves.surface, _object_surfaces(s)])
         waves = surface[:, 6:].reshape(len(surface), _WAVES, 4)
-        waves[..., 3] *= np.sinc(waves[..., 0] / self.per_unit) * np.sinc(waves[..., 1] / self.per_unit)   # mean over a sample's cell
-        columns = [surface[:, :6], waves[..., 0] * 2 * np.pi, waves[..., 1] * 2 * np.pi, waves[..., 2] * 2 * np.pi, waves[..., 3]]
+        waves[..., 3] *= np.sinc(waves[..., 0] / self.per_unit) * np.sinc(
+            waves[..., 1] / self.per_unit
+        )  # mean over a sample's cell
+        columns = [
+            surface[:, :6],
+            waves[..., 0] * 2 * np.pi,
+            waves[..., 1] * 2 * np.pi,
+            waves[..., 2] * 2 * np.pi,
+            waves[..., 3],
+        ]
         self.table = torch.from_numpy(np.concatenate(columns, 1).T.astype(np.float32).copy()).to(device)
         self.x = torch.from_numpy((self.x0 + (np.arange(self.columns) + 0.5) / self.per_unit).astype(np.float32)).to(device)
         self.y = torch.from_numpy((self.y0 + (np.arange(self.rows) + 0.5) / self.per_unit).astype(np.float32)).to(device)
         c, n = np.cos(leaves.angle), np.sin(leaves.angle)
-        half_x = np.hypot(leaves.axes[:, 0] * c, leaves.axes[:, 1] * n) if not leaves.bricks else (
-            np.abs(leaves.axes[:, 0] * c) + np.abs(leaves.axes[:, 1] * n))
-        half_y = np.hypot(leaves.axes[:, 0] * n, leaves.axes[:, 1] * c) if not leaves.bricks else (
-            np.abs(leaves.axes[:, 0] * n) + np.abs(leaves.axes[:, 1] * c))
+        half_x = (
+            np.hypot(leaves.axes[:, 0] * c, leaves.axes[:, 1] * n)
+            if not leaves.bricks
+            else (np.abs(leaves.axes[:, 0] * c) + np.abs(leaves.axes[:, 1] * n))
+        )
+        half_y = (
+            np.hypot(leaves.axes[:, 0] * n, leaves.axes[:, 1] * c)
+            if not leaves.bricks
+            else (np.abs(leaves.axes[:, 0] * n) + np.abs(leaves.axes[:, 1] * c))
+        )
         self.box = self._box(leaves.centre, half_x, half_y)
         matrix = np.stack([c / leaves.axes[:, 0], n / leaves.axes[:, 0], -n / leaves.axes[:, 1], c / leaves.axes[:, 1]], 1)
         m = torch.from_numpy(matrix.astype(np.float32)).to(device)
         centre = torch.from_numpy(leaves.centre.astype(np.float32)).to(device)
         dx, dy = self.x[None] - centre[:, :1], self.y[None] - centre[:, 1:]
-        self.ux, self.vx = m[:, 0:1] * dx, m[:, 2:3] * dx                # [N, columns]
-        self.uy, self.vy = m[:, 1:2] * dy, m[:, 3:4] * dy                # [N, rows]
+        self.ux, self.vx = m[:, 0:1] * dx, m[:, 2:3] * dx  # [N, columns]
+        self.uy, self.vy = m[:, 1:2] * dy, m[:, 3:4] * dy  # [N, rows]
 
-    def _box(self, centre: "NDArray[np.float64]", half_x: "NDArray[np.float64]", half_y: "NDArray[np.float64]") -> "NDArray[np.int64]":
+    def _box(
+        self, centre: "NDArray[np.float64]", half_x: "NDArray[np.float64]", half_y: "NDArray[np.float64]"
+    ) -> "NDArray[np.int64]":
         """Sample ranges [N, 4] = (row 0, row 1, column 0, column 1) that hold each shape."""
+
         def span(c: "NDArray[np.float64]", half: "NDArray[np.float64]", origin: float, count: int) -> list["NDArray[np.int64]"]:
             low = np.floor((c - half - origin) * self.per_unit).astype(np.int64).clip(0, count)
             high = np.ceil((c + half - origin) * self.per_unit).astype(np.int64).clip(0, count)
             return [low, high]
+
         return np.stack(span(centre[:, 1], half_y, self.y0, self.rows) + span(centre[:, 0], half_x, self.x0, self.columns), 1)
 
     def paint(self, top: int, bottom: int) -> "torch.Tensor":
@@ -350,7 +427,7 @@ class _Painter:
             u = self.uy[k, r0:r1, None] + self.ux[k, c0:c1]
             v = self.vy[k, r0:r1, None] + self.vx[k, c0:c1]
             mask = torch.maximum(u.abs_(), v.abs_()) < 1 if bricks else u.square_().addcmul_(v, v) < 1
-            index[r0 - top:r1 - top, c0:c1].masked_fill_(mask, k + 1)
+            index[r0 - top : r1 - top, c0:c1].masked_fill_(mask, k + 1)
         first = len(box) + 1
         for k, o in enumerate(self.scene.objects):
             self._paint_object(index, o, first + 2 * k, top, bottom)
@@ -358,13 +435,15 @@ class _Painter:
 
     def _paint_object(self, index: "torch.Tensor", o: _Object, number: int, top: int, bottom: int) -> None:
         reach = np.array([o.r * 1.42])
-        r0, r1, c0, c1 = self._box(np.array([[o.x, o.y]]), reach, reach)[0].clip([top, top, 0, 0], [bottom, bottom, self.columns, self.columns])
+        r0, r1, c0, c1 = self._box(np.array([[o.x, o.y]]), reach, reach)[0].clip(
+            [top, top, 0, 0], [bottom, bottom, self.columns, self.columns]
+        )
         if r0 >= r1 or c0 >= c1:
             return
         dx, dy = (self.x[c0:c1] - o.x) / o.r, (self.y[r0:r1] - o.y) / o.r
         c, n = float(np.cos(o.angle)), float(np.sin(o.angle))
         g = _inside(o.shape, c * dx + n * dy[:, None], -n * dx + c * dy[:, None])
-        view = index[r0 - top:r1 - top, c0:c1]
+        view = index[r0 - top : r1 - top, c0:c1]
         view.masked_fill_(g < 0, number + 1)
         view.masked_fill_(g < -_OUTLINE / o.r, number)
 
@@ -372,11 +451,11 @@ class _Painter:
         """Colours of a painted band, averaged over each pixel: float [3, rows // ss, columns // ss] in [0, 1]."""
         rows, ss = index.shape[0], self.ss
         p = self.table.index_select(1, index.view(-1)).view(-1, rows, self.columns)
-        x, y = self.x[None, :], self.y[top:top + rows, None]
+        x, y = self.x[None, :], self.y[top : top + rows, None]
         light = p[3].addcmul_(p[4], x).addcmul_(p[5], y)
         w = _WAVES
-        phase = p[6 + 2 * w:6 + 3 * w].addcmul_(p[6:6 + w], x).addcmul_(p[6 + w:6 + 2 * w], y)
-        light += phase.sin_().mul_(p[6 + 3 * w:]).sum(0)
+        phase = p[6 + 2 * w : 6 + 3 * w].addcmul_(p[6 : 6 + w], x).addcmul_(p[6 + w : 6 + 2 * w], y)
+        light += phase.sin_().mul_(p[6 + 3 * w :]).sum(0)
         rgb = p[:3].mul_(light).clamp_(0, 1)
         return rgb.view(3, rows // ss, ss, self.columns // ss, ss).mean((2, 4))
 
@@ -386,7 +465,9 @@ def _supersampling(height: int, width: int) -> int:
     return max(2, -(-192 // min(height, width)))
 
 
-def render(seeds: "Sequence[int | Scene]", height: int, width: int | None = None, device: "str | torch.device" = "cpu") -> "torch.Tensor":
+def render(
+    seeds: "Sequence[int | Scene]", height: int, width: int | None = None, device: "str | torch.device" = "cpu"
+) -> "torch.Tensor":
     """Render scenes, given by seed or as edited `Scene`s, at height × width pixels (the shorter side spans the unit square).
 
     Returns uint8 [B, 3, H, W] on `device`. Memory beyond the result does not grow with the resolution.
@@ -396,9 +477,11 @@ def render(seeds: "Sequence[int | Scene]", height: int, width: int | None = None
 
     width = height if width is None else width
     if min(height, width) < 1 or max(height, width) > 16 * min(height, width):
-        raise SpecError(f"scenes: cannot render {height}x{width}: sides must be at least 1 px and their ratio at most 16; choose another resolution")
+        raise SpecError(
+            f"scenes: cannot render {height}x{width}: sides must be at least 1 px and their ratio at most 16; choose another resolution"
+        )
     ss = _supersampling(height, width)
-    band = max(1, _BAND_SAMPLES // (ss * ss * width))                    # pixel rows per band
+    band = max(1, _BAND_SAMPLES // (ss * ss * width))  # pixel rows per band
     out = torch.empty(len(seeds), 3, height, width, dtype=torch.uint8, device=device)
     with torch.inference_mode():
         for i, seed in enumerate(seeds):

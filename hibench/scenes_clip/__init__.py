@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hibench.errors import MissingWeights, SpecError, did_you_mean
 from hibench.references import scenes
@@ -19,16 +20,26 @@ __all__ = ["CONTEXT", "EMBED_DIM", "INPUT_SIZE", "ScenesClip", "build", "box_res
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights.safetensors"
-INPUT_SIZE = 64                                          # every image is box-filtered to this many pixels per side
+INPUT_SIZE = 64  # every image is box-filtered to this many pixels per side
 EMBED_DIM = 128
 CONTEXT = 32
-_START, _END = 1, 63                                     # the end token has the largest id: open_clip pools the text there
+_START, _END = 1, 63  # the end token has the largest id: open_clip pools the text there
 
 
 @lru_cache(maxsize=1)
 def _vocabulary() -> dict[str, int]:
-    text = " ".join([*scenes.SIZES, "tiny", *scenes.MATERIALS, *scenes.COLOURS, *scenes.SHAPES, *scenes.POSITIONS, *scenes.GROUNDS,
-                     "a an and at in the on"])
+    text = " ".join(
+        [
+            *scenes.SIZES,
+            "tiny",
+            *scenes.MATERIALS,
+            *scenes.COLOURS,
+            *scenes.SHAPES,
+            *scenes.POSITIONS,
+            *scenes.GROUNDS,
+            "a an and at in the on",
+        ]
+    )
     return {word: i + 2 for i, word in enumerate(sorted(set(text.split())))}
 
 
@@ -42,12 +53,14 @@ def tokenize(texts: Sequence[str]) -> "torch.Tensor":
         found = re.findall(r"[a-z]+", text.lower())
         unknown = [w for w in found if w not in words]
         if unknown:
-            raise SpecError(f"scenes-clip: unknown word '{unknown[0]}' in prompt {text!r}{did_you_mean(unknown[0], words)}; "
-                            "it knows the vocabulary of scenes only: use another CLIP extractor for other prompts")
+            raise SpecError(
+                f"scenes-clip: unknown word '{unknown[0]}' in prompt {text!r}{did_you_mean(unknown[0], words)}; "
+                "it knows the vocabulary of scenes only: use another CLIP extractor for other prompts"
+            )
         if len(found) > CONTEXT - 2:
             raise SpecError(f"scenes-clip: prompt of {len(found)} words, at most {CONTEXT - 2} fit: {text[:60]!r}…; shorten it")
         ids = [_START, *(words[w] for w in found), _END]
-        row[:len(ids)] = torch.tensor(ids)
+        row[: len(ids)] = torch.tensor(ids)
     return out
 
 
@@ -91,9 +104,9 @@ def network_input(images: "torch.Tensor") -> "torch.Tensor":
 class ScenesClip:
     """The trained network on one device. Image features are the projected embeddings before normalisation, float32 [B, 128]."""
 
-    def __init__(self, network: Any, device: "str | torch.device", weights_sha256: str) -> None:
+    def __init__(self, network: Any, classes: "torch.Tensor", device: "str | torch.device", weights_sha256: str) -> None:
         self.network, self.device, self.weights_sha256 = network.to(device).eval().requires_grad_(False), device, weights_sha256
-        self._classes: torch.Tensor | None = None
+        self.classes = classes.to(device)  # [64, 128] unit vectors
 
     def encode_image(self, images: "torch.Tensor") -> "torch.Tensor":
         """uint8 [B, 3, H, W], any size (squashed to a square) → float32 [B, 128], not normalised."""
@@ -117,13 +130,11 @@ class ScenesClip:
         import torch.nn.functional as F
 
         with torch.inference_mode():
-            if self._classes is None:
-                self._classes = self._class_embeddings()
             scale: torch.Tensor = self.network.logit_scale.exp()
-            return scale * F.normalize(embed.to(self._classes), dim=-1) @ self._classes.T
+            return scale * F.normalize(embed.to(self.classes), dim=-1) @ self.classes.T
 
-    def _class_embeddings(self) -> "torch.Tensor":
-        """One unit vector per class: the mean over sizes, places and grounds of its prompts' unit embeddings."""
+    def class_embeddings(self) -> "torch.Tensor":
+        """One unit vector per class [64, 128]: the mean over sizes, places and grounds of its prompts' unit embeddings."""
         import torch
         import torch.nn.functional as F
 
@@ -131,8 +142,10 @@ class ScenesClip:
         rows = []
         for shape in scenes.SHAPES:
             for colour in scenes.COLOURS:
-                prompts = [f"a {size} {colour} {shape} {'in' if place == 'centre' else 'at'} the {place} on {ground}"
-                           for size, place, ground in frames]
+                prompts = [
+                    f"a {size} {colour} {shape} {'in' if place == 'centre' else 'at'} the {place} on {ground}"
+                    for size, place, ground in frames
+                ]
                 rows.append(F.normalize(self.encode_text(prompts), dim=-1).mean(0))
         return F.normalize(torch.stack(rows), dim=-1)
 
@@ -149,8 +162,11 @@ def load(device: "str | torch.device" = "cpu", weights: Path | None = None) -> S
     network = build()
     try:
         state = {k: v.float() if v.is_floating_point() else v for k, v in read(data).items()}
+        classes = state.pop("class_embeddings")
         network.load_state_dict(state, strict=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise MissingWeights(f"scenes-clip: {path} is not a scenes-clip weights file ({str(error).splitlines()[0]}); "
-                             "make a new one with: hibench train scenes-clip") from error
-    return ScenesClip(network, device, hashlib.sha256(data).hexdigest())
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise MissingWeights(
+            f"scenes-clip: {path} is not a scenes-clip weights file ({str(error).splitlines()[0]}); "
+            "make a new one with: hibench train scenes-clip"
+        ) from error
+    return ScenesClip(network, classes, device, hashlib.sha256(data).hexdigest())

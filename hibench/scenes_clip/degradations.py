@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hibench.references import scenes
 
@@ -19,7 +20,8 @@ def _blur(images: "torch.Tensor", strength: float) -> "torch.Tensor":
     """Gaussian blur, σ up to 2 px at 64 px."""
     from torchvision.transforms.functional import gaussian_blur
 
-    return gaussian_blur(images, [13, 13], [max(2.0 * strength, 1e-3)] * 2)
+    blurred: torch.Tensor = gaussian_blur(images, [13, 13], [max(2.0 * strength, 1e-3)] * 2)
+    return blurred
 
 
 def _noise(images: "torch.Tensor", strength: float) -> "torch.Tensor":
@@ -56,9 +58,12 @@ def _texture(images: "torch.Tensor", strength: float) -> "torch.Tensor":
 
 
 DEGRADATIONS: dict[str, "Callable[[torch.Tensor, float], torch.Tensor] | None"] = {
-    "blur": _blur, "noise": _noise, "hue": _hue, "texture": _texture,
-    "objects": None,            # a share of the scenes is rendered without its objects
-    "collapse": None,           # the same scenes again and again: at full strength one in thirty is distinct
+    "blur": _blur,
+    "noise": _noise,
+    "hue": _hue,
+    "texture": _texture,
+    "objects": None,  # a share of the scenes is rendered without its objects
+    "collapse": None,  # the same scenes again and again: at full strength one in thirty is distinct
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,13 +27,15 @@ SIDE, COMPONENTS = 64, 256
 
 
 class Gaussian:
-    """x = mean + Σ σ_k z_k v_k over 256 principal components of 64-px scenes; other sizes by antialiased bicubic interpolation."""
+    """x = mean + Σ σ_k z_k v_k over 256 principal components of 64-px scenes; other sizes by antialiased bicubic."""
 
     name: ClassVar[str] = "gaussian"
     axes: ClassVar[frozenset[str]] = frozenset({"resolution"})
     licence: ClassVar[str] = "MIT"
 
-    def __init__(self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(
+        self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu", dtype: str = "float32"
+    ) -> None:
         if options:
             raise SpecError(f"gaussian: no option '{next(iter(options))}'; it has none")
         self.path = WEIGHTS if weights == "reference" else Path(weights)
@@ -51,13 +54,29 @@ class Gaussian:
             raise MissingWeights(f"gaussian: no weights at {self.path}; make them with: hibench train gaussian")
         self.tensors = {k: v.to(self.device).float() for k, v in load_file(self.path).items()}
 
-    def generate(self, resolution: Resolution, seed: int, *, steps: int | None = None, sparsity: float = 0.0, prompt: str | None = None,
-                 stage: Stage = NULL_STAGE) -> Tensor:
+    def generate(
+        self,
+        resolution: Resolution,
+        seed: int,
+        *,
+        steps: int | None = None,
+        sparsity: float = 0.0,
+        prompt: str | None = None,
+        stage: Stage = NULL_STAGE,
+    ) -> Tensor:
         """One image, uint8 [3, H, W]."""
         return self.generate_batch(resolution, [seed], stage=stage)[0]
 
-    def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
-                       prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> Tensor:
+    def generate_batch(
+        self,
+        resolution: Resolution,
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        sparsity: float = 0.0,
+        prompts: Sequence[str] | None = None,
+        stage: Stage = NULL_STAGE,
+    ) -> Tensor:
         """Images uint8 [B, 3, H, W]."""
         if not self.tensors:
             self.load()
@@ -92,10 +111,21 @@ class Gaussian:
         torch.manual_seed(0)
         _, s, v = torch.svd_lowrank(data, q=COMPONENTS + 32, niter=3)
         scale = s[:COMPONENTS] / (images - 1) ** 0.5
-        save_file({"mean": mean.half().cpu(), "scale": scale.cpu().contiguous(), "components": v[:, :COMPONENTS].T.half().cpu().contiguous()},
-                  out / "gaussian.safetensors")
+        save_file(
+            {
+                "mean": mean.half().cpu(),
+                "scale": scale.cpu().contiguous(),
+                "components": v[:, :COMPONENTS].T.half().cpu().contiguous(),
+            },
+            out / "gaussian.safetensors",
+        )
         explained = (scale.square().sum() / data.var(0).sum()).item()
-        result = {"data": f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {SIDE} px", "components": COMPONENTS,
-                  "variance_explained": round(explained, 4), "seconds": round(time.monotonic() - begin, 1), "device": device}
+        result = {
+            "data": f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {SIDE} px",
+            "components": COMPONENTS,
+            "variance_explained": round(explained, 4),
+            "seconds": round(time.monotonic() - begin, 1),
+            "device": device,
+        }
         (out / "training-gaussian.json").write_text(json.dumps(result, indent=1) + "\n")
         return result

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Sequence
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ class Real:
     axes: ClassVar[frozenset[str]] = frozenset({"resolution"})
     licence: ClassVar[str] = "MIT"
 
-    def __init__(self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(
+        self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu", dtype: str = "float32"
+    ) -> None:
         if options:
             raise SpecError(f"real: no option '{next(iter(options))}'; it has none")
         self.device = device
@@ -36,16 +39,37 @@ class Real:
     def load(self) -> None:
         """Nothing to load."""
 
-    def generate(self, resolution: Resolution, seed: int, *, steps: int | None = None, sparsity: float = 0.0, prompt: str | None = None,
-                 stage: Stage = NULL_STAGE) -> Tensor:
+    def generate(
+        self,
+        resolution: Resolution,
+        seed: int,
+        *,
+        steps: int | None = None,
+        sparsity: float = 0.0,
+        prompt: str | None = None,
+        stage: Stage = NULL_STAGE,
+    ) -> Tensor:
         """One scene, uint8 [3, H, W]."""
         return self.generate_batch(resolution, [seed], stage=stage)[0]
 
-    def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
-                       prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> Tensor:
+    def generate_batch(
+        self,
+        resolution: Resolution,
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        sparsity: float = 0.0,
+        prompts: Sequence[str] | None = None,
+        stage: Stage = NULL_STAGE,
+    ) -> Tensor:
         """Scenes uint8 [B, 3, H, W]."""
         with stage("decode"):
             return scenes.render(seeds, *resolution, device=torch.device(self.device))
+
+    @staticmethod
+    def captions(seeds: Sequence[int]) -> list[str]:
+        """What the images show, for the CLIP score of true images."""
+        return scenes.captions(seeds)
 
     def close(self) -> None:
         """Nothing to free."""

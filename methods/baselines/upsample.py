@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Sequence
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from methods.ldm import LDM
 
 __all__ = ["Upsample"]
 
-SIDE = 64                                          # the shorter side that the LDM generates
+SIDE = 64  # the shorter side that the LDM generates
 
 
 class Upsample:
@@ -25,7 +26,9 @@ class Upsample:
     default_steps: ClassVar[int] = LDM.default_steps
     licence: ClassVar[str] = LDM.licence
 
-    def __init__(self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(
+        self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu", dtype: str = "float32"
+    ) -> None:
         self.base, self.device = LDM(weights, options or {}, device, dtype), device
 
     @staticmethod
@@ -49,20 +52,41 @@ class Upsample:
         """Load the LDM."""
         self.base.load()
 
-    def generate(self, resolution: Resolution, seed: int, *, steps: int | None = None, sparsity: float = 0.0, prompt: str | None = None,
-                 stage: Stage = NULL_STAGE) -> Tensor:
+    def generate(
+        self,
+        resolution: Resolution,
+        seed: int,
+        *,
+        steps: int | None = None,
+        sparsity: float = 0.0,
+        prompt: str | None = None,
+        stage: Stage = NULL_STAGE,
+    ) -> Tensor:
         """One image, uint8 [3, H, W]."""
         return self.generate_batch(resolution, [seed], steps=steps, sparsity=sparsity, stage=stage)[0]
 
-    def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
-                       prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> Tensor:
+    def generate_batch(
+        self,
+        resolution: Resolution,
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        sparsity: float = 0.0,
+        prompts: Sequence[str] | None = None,
+        stage: Stage = NULL_STAGE,
+    ) -> Tensor:
         """Images uint8 [B, 3, H, W] on the device."""
         height, width = resolution
-        small = self.base.generate_batch(self._base_size(height, width) or resolution, seeds, steps=steps, sparsity=sparsity, stage=stage)
+        small = self.base.generate_batch(
+            self._base_size(height, width) or resolution, seeds, steps=steps, sparsity=sparsity, stage=stage
+        )
         if tuple(small.shape[-2:]) == (height, width):
             return small
         with stage("decode"):
-            large = [np.asarray(Image.fromarray(x.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.LANCZOS)) for x in small.cpu()]
+            large = [
+                np.asarray(Image.fromarray(x.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.LANCZOS))
+                for x in small.cpu()
+            ]
             return torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).contiguous().to(self.device)
 
     def close(self) -> None:

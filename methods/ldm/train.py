@@ -27,22 +27,58 @@ __all__ = ["CONFIG", "STAGES", "train"]
 
 STAGES = ("first-stage", "unet")
 IMAGES, RESOLUTION = 50_000, 64
-CONFIG: dict[str, Any] = {                      # official yaml structure; the T0 size of the mechanisms in the paper's ffhq256
-    "linear_start": 0.0015, "linear_end": 0.0195, "timesteps": 1000, "scale_factor": 1.0,
-    "first_stage_config": {"params": {"embed_dim": 3, "n_embed": 1024, "ddconfig": {
-        "double_z": False, "z_channels": 3, "resolution": RESOLUTION, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 2, 2],
-        "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}}},
-    "unet_config": {"params": {
-        "image_size": 16, "in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1,
-        "attention_resolutions": [2, 4], "channel_mult": [1, 2, 3], "num_head_channels": 32}},
+CONFIG: dict[str, Any] = {  # official yaml structure; the T0 size of the mechanisms in the paper's ffhq256
+    "linear_start": 0.0015,
+    "linear_end": 0.0195,
+    "timesteps": 1000,
+    "scale_factor": 1.0,
+    "first_stage_config": {
+        "params": {
+            "embed_dim": 3,
+            "n_embed": 1024,
+            "ddconfig": {
+                "double_z": False,
+                "z_channels": 3,
+                "resolution": RESOLUTION,
+                "in_channels": 3,
+                "out_ch": 3,
+                "ch": 32,
+                "ch_mult": [1, 2, 2],
+                "num_res_blocks": 1,
+                "attn_resolutions": [],
+                "dropout": 0.0,
+            },
+        }
+    },
+    "unet_config": {
+        "params": {
+            "image_size": 16,
+            "in_channels": 3,
+            "out_channels": 3,
+            "model_channels": 32,
+            "num_res_blocks": 1,
+            "attention_resolutions": [2, 4],
+            "channel_mult": [1, 2, 3],
+            "num_head_channels": 32,
+        }
+    },
 }
 _FIRST = {"steps": 3200, "batch": 8, "rate": 1e-3, "codes_from": 200, "revive_until": 1600, "gan_from": 1600, "gan_weight": 0.5}
 _UNET = {"steps": 8_000, "batch": 32, "rate": 6e-4, "ema": 0.999}
 
 
-def train(out: Path, *, stage: str | None = None, steps: int | None = None, images: int = IMAGES, device: str = "cpu", resume: bool = True,
-          max_seconds: float | None = None, **_: Any) -> dict[str, Any]:
-    """Train one stage, or both in turn; writes first_stage.safetensors, unet.safetensors, config.json and training-*.json to `out`.
+def train(
+    out: Path,
+    *,
+    stage: str | None = None,
+    steps: int | None = None,
+    images: int = IMAGES,
+    device: str = "cpu",
+    resume: bool = True,
+    max_seconds: float | None = None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Train one stage, or both in turn; writes the *.safetensors, config.json and training-*.json to `out`.
 
     `steps` replaces the stage's own number. A stage stopped by `max_seconds` or Ctrl-C goes on at the next call.
     """
@@ -77,7 +113,9 @@ class _Usage(nn.Module):
         self.count.mul_(0.99).add_(torch.bincount(indices.flatten(), minlength=len(self.count)).to(self.count))
 
 
-def _train_first_stage(out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None) -> dict[str, Any]:
+def _train_first_stage(
+    out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
+) -> dict[str, Any]:
     """L1 + image gradients at three scales + codebook, and from step `gan_from` on the adaptive hinge GAN of VQGAN."""
     o = _FIRST
     steps = steps or int(o["steps"])
@@ -128,24 +166,44 @@ def _train_first_stage(out: Path, steps: int | None, images: int, device: str, r
             usage.count.clamp_(min=1.0)
         return losses
 
-    result = training.fit("ldm-first-stage", step, {"model": model, "disc": disc, "usage": usage, "opt_g": opt_g, "opt_d": opt_d},
-                          steps=steps, out=out, resume=resume, max_seconds=max_seconds)
+    result = training.fit(
+        "ldm-first-stage",
+        step,
+        {"model": model, "disc": disc, "usage": usage, "opt_g": opt_g, "opt_d": opt_d},
+        steps=steps,
+        out=out,
+        resume=resume,
+        max_seconds=max_seconds,
+    )
     save_file(_half(model.state_dict()), out / "first_stage.safetensors")
     with torch.no_grad():
-        z = torch.cat([model.encode(_batch(data, torch.arange(i, i + 50), device)) for i in range(0, min(500, images - 50), 50)])
+        z = torch.cat(
+            [model.encode(_batch(data, torch.arange(i, i + 50), device)) for i in range(0, min(500, images - 50), 50)]
+        )
     config = {**CONFIG, "scale_factor": round(1.0 / z.std().item(), 6)}
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    training.write_training_json(out / "training-first-stage.json", result, device=device, batch=o["batch"], data=_data(images),
-                                 parameters=sum(p.numel() for p in model.parameters()), held_out=_reconstruction(model, device))
+    training.write_training_json(
+        out / "training-first-stage.json",
+        result,
+        device=device,
+        batch=o["batch"],
+        data=_data(images),
+        parameters=sum(p.numel() for p in model.parameters()),
+        held_out=_reconstruction(model, device),
+    )
     return result
 
 
-def _train_unet(out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None) -> dict[str, Any]:
+def _train_unet(
+    out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
+) -> dict[str, Any]:
     """Noise prediction (L2) on latents encoded once; the moving average of the weights is what ships."""
     o = _UNET
     steps = steps or int(o["steps"])
     if not (out / "first_stage.safetensors").exists():
-        raise MissingWeights(f"train ldm: no first stage at {out}; train it with: hibench train ldm --stage first-stage --out {out}")
+        raise MissingWeights(
+            f"train ldm: no first stage at {out}; train it with: hibench train ldm --stage first-stage --out {out}"
+        )
     config = json.loads((out / "config.json").read_text())
     latents = _latents(out, config, images, device)
     torch.manual_seed(1)
@@ -170,11 +228,26 @@ def _train_unet(out: Path, steps: int | None, images: int, device: str, resume: 
         ema.update()
         return {"loss": loss}
 
-    result = training.fit("ldm-unet", step, {"unet": unet, "ema": ema, "optimizer": optimizer}, steps=steps, out=out, resume=resume, max_seconds=max_seconds)
+    result = training.fit(
+        "ldm-unet",
+        step,
+        {"unet": unet, "ema": ema, "optimizer": optimizer},
+        steps=steps,
+        out=out,
+        resume=resume,
+        max_seconds=max_seconds,
+    )
     ema.copy_to(unet)
     save_file(_half(unet.state_dict()), out / "unet.safetensors")
-    training.write_training_json(out / "training-unet.json", result, device=device, batch=o["batch"], data=_data(images),
-                                 parameters=sum(p.numel() for p in unet.parameters()), ema=o["ema"])
+    training.write_training_json(
+        out / "training-unet.json",
+        result,
+        device=device,
+        batch=o["batch"],
+        data=_data(images),
+        parameters=sum(p.numel() for p in unet.parameters()),
+        ema=o["ema"],
+    )
     return result
 
 
@@ -186,8 +259,14 @@ def _latents(out: Path, config: dict[str, Any], images: int, device: str) -> Ten
     model.to(device).eval()
     data = _pixels(images)
     with torch.inference_mode():
-        return torch.cat([(model.encode(_batch(data, torch.arange(i, min(i + 100, images)), device)) * config["scale_factor"]).half().cpu()
-                          for i in range(0, images, 100)]).clone()
+        return torch.cat(
+            [
+                (model.encode(_batch(data, torch.arange(i, min(i + 100, images)), device)) * config["scale_factor"])
+                .half()
+                .cpu()
+                for i in range(0, images, 100)
+            ]
+        ).clone()
 
 
 def _reconstruction(model: VQModel, device: str, count: int = 200) -> dict[str, float]:

@@ -18,7 +18,11 @@ class NLayerDiscriminator(nn.Module):
         width = ndf
         for n in range(1, n_layers + 1):
             following = ndf * min(2**n, 8)
-            layers += [nn.Conv2d(width, following, 4, 2 if n < n_layers else 1, 1, bias=False), nn.BatchNorm2d(following), nn.LeakyReLU(0.2, True)]
+            layers += [
+                nn.Conv2d(width, following, 4, 2 if n < n_layers else 1, 1, bias=False),
+                nn.BatchNorm2d(following),
+                nn.LeakyReLU(0.2, True),
+            ]
             width = following
         self.main = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, 1, 1))
         for module in self.main:
@@ -39,8 +43,8 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """λ = |∇ reconstruction| / (|∇ adversarial| + 1e-4) at the decoder's last layer, at most 1e4, detached (VQGAN eq. 7)."""
-    g_rec, = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    g_adv, = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    (g_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (g_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (g_rec.norm() / (g_adv.norm() + 1e-4)).clamp(0.0, 1e4).detach()
 
 
