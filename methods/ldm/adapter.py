@@ -123,7 +123,7 @@ class LDM:
         import torch
 
         from methods.ldm import checkpoint
-        from methods.ldm.model import LatentDiffusion, random_model
+        from methods.ldm.model import empty_model, random_model
 
         dtype = getattr(torch, self.dtype)
         if self.weights == "random":
@@ -132,15 +132,14 @@ class LDM:
         else:
             if self.weights == "reference" or (self.path.is_dir() and not (self.path / "model.ckpt").exists()):
                 self._need("unet.safetensors", "first_stage.safetensors")
-            model = LatentDiffusion(self.params)
+            model = empty_model(self.params, self.device, dtype)
             if (self.path / "unet.safetensors").exists():
                 self.loaded = str(checkpoint.load_folder(model, self.path))
             else:
                 file = self.path / "model.ckpt" if self.path.is_dir() else self.path
                 state = checkpoint.read_state_dict(file)
                 self.loaded = str(checkpoint.load_checkpoint(model, state, ema=self.options["ema"], what=str(file)))
-            model = model.to(self.device, dtype)
-        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.model = model.requires_grad_(False).to(memory_format=torch.channels_last)
         self._plans = {}
 
     def _need(self, *names: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -52,7 +53,8 @@ def torch_load(file: Any, name: str) -> Any:
     """torch.load that runs no code from the file; anything wrong with the file is one AdapterError."""
     allow = getattr(torch.serialization, "safe_globals", lambda _: nullcontext())   # since torch 2.5
     try:
-        with allow(CALLBACKS):
+        with allow(CALLBACKS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")         # it warns of every unusual file before it refuses it
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():

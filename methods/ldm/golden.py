@@ -17,7 +17,7 @@ from methods.diffusion import ddim
 from methods.diffusion.losses import eps_loss, vlb_weights
 from methods.diffusion.schedules import alphas_cumprod, check_steps, sqrt_linear_betas, strided_timesteps
 from methods.ldm.checkpoint import fill, load_checkpoint, read_state_dict, unflatten_ema
-from methods.ldm.model import ClassEmbedder, LatentDiffusion
+from methods.ldm.model import ClassEmbedder, LatentDiffusion, empty_model
 from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 from methods.nn.unet import UNet
 
@@ -173,7 +173,7 @@ def unet(case: Case) -> Named:
 
 def complete(case: Case, ema: bool) -> LatentDiffusion:
     """The whole model of a case, strictly loaded."""
-    model = LatentDiffusion(case.config["model"]["params"]).eval()
+    model = empty_model(case.config["model"]["params"])
     load_checkpoint(model, case.weights(), ema=ema, what=str(case.folder))
     return model
 
@@ -249,7 +249,7 @@ def checkpoint(case: Case) -> Named:
     state = read_state_dict(case.folder / case.config["checkpoint"])
     inputs = case.inputs
     yield "n_keys", np.int32(len(state))
-    model = LatentDiffusion(case.config["model"]["params"]).eval()
+    model = empty_model(case.config["model"]["params"])
     load_checkpoint(model, state, ema=False)
     yield "eps_raw", model.unet(inputs["x"], inputs["t"])
     load_checkpoint(model, state, ema=True)

@@ -13,7 +13,7 @@ from methods.diffusion.schedules import alphas_cumprod, sqrt_linear_betas
 from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 from methods.nn.unet import UNet
 
-__all__ = ["ClassEmbedder", "LatentDiffusion", "randomise", "random_model"]
+__all__ = ["ClassEmbedder", "LatentDiffusion", "empty_model", "random_model", "randomise"]
 
 
 class ClassEmbedder(nn.Module):
@@ -97,10 +97,16 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
             p.normal_(0.0, std, generator=generator)
 
 
-def random_model(params: dict[str, Any], device: str, dtype: torch.dtype, seed: int = 0) -> LatentDiffusion:
-    """The network of this configuration with random weights, allocated and filled on the device."""
+def empty_model(params: dict[str, Any], device: str = "cpu", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+    """The network of this configuration in evaluation mode, allocated on the device and not yet filled."""
     with torch.device("meta"):
         model = LatentDiffusion(params)
-    model = model.to(dtype).to_empty(device=device)
+    return model.to(dtype).to_empty(device=device).eval()
+
+
+def random_model(params: dict[str, Any], device: str = "cpu", dtype: torch.dtype = torch.float32,
+                 seed: int = 0) -> LatentDiffusion:
+    """The network of this configuration with random weights, filled on the device."""
+    model = empty_model(params, device, dtype)
     randomise(model, seed)
-    return model.eval()
+    return model
