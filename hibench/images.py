@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Sequence, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from hibench.errors import SpecError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["EXTENSIONS", "decode", "folder_digest", "in_parallel", "list_images", "stream"]
+__all__ = ["EXTENSIONS", "decode", "folder_digest", "image_size", "in_parallel", "list_images", "stream"]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _MAX_PIXELS = 1 << 28                       # 16384²: beyond it a file is refused by name (decompression bombs)
@@ -59,8 +60,28 @@ def decode(path: str | Path) -> "NDArray[np.uint8]":
                 image = _to_rgb(ImageOps.exif_transpose(opened))
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
     except Exception as error:                         # PIL raises many types, SyntaxError and struct.error among them
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SpecError(f"{path}: not a readable image ({reason}); replace or remove the file") from error
+        raise _unreadable(path, error) from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) after the EXIF orientation, from the file's header; SpecError with the file's name if it cannot be read."""
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                return (opened.width, opened.height) if turned else (opened.height, opened.width)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> SpecError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return SpecError(f"{path}: not a readable image ({reason}); replace or remove the file")
 
 
 def _to_rgb(image: "object") -> "object":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hibench.errors import HibenchError, SpecError
 from hibench.metrics.plan import FAMILIES, FAMILY, parse
@@ -39,28 +40,49 @@ def merge_shards(paths: Sequence[str | Path]) -> "FeatureSet":
     if all("seeds" in s for s in shards):
         shards.sort(key=lambda s: int(s["seeds"][0]))
     keys = [k for k in shards[0] if "/" in k]
+    lacking = [k for s in shards for k in keys if k not in s]
+    if lacking:
+        raise SpecError(f"shards hold different features, '{lacking[0]}' is not in all of them; delete them and run again")
     arrays = {k: np.concatenate([s[k] for s in shards]) for k in keys}
     n = sum(len(s["seeds"]) for s in shards) if "seeds" in shards[0] else len(next(iter(arrays.values())))
     bad = {short: int(sum(int(s.get(f"bad_{short}", 0)) for s in shards)) for short in ("nan", "constant")}
-    return FeatureSet(arrays, n, bad=bad)
+    seeds = np.concatenate([s["seeds"] for s in shards]).tolist() if "seeds" in shards[0] else list(range(n))
+    return FeatureSet(arrays, n, bad=bad, seeds=seeds)
 
 
-def score_cell(shard_paths: Sequence[str | Path], settings: Mapping[str, Any], cell: Any, cache: str | Path | None = None,
-               captions: Sequence[str] | None = None, device: str = "cpu") -> dict[str, Any]:
+def _captions(cell: Mapping[str, Any], seeds: Sequence[int], first_seed: int) -> list[str] | None:
+    """The prompt of each sample: the cell's prompts, or what a method that shows true images says they are (`captions(seeds)`)."""
+    from hibench.job import prompts_for
+    from hibench.registry import load_adapter
+
+    known = prompts_for(cell.get("prompts"), seeds, first_seed)
+    if known is not None or not cell.get("adapter"):
+        return known
+    truth = getattr(load_adapter(str(cell["adapter"])), "captions", None)
+    return None if truth is None else list(truth(seeds))
+
+
+def score_cell(shard_paths: Sequence[str | Path], settings: Mapping[str, Any], cell: Mapping[str, Any], cache: str | Path | None = None,
+               captions: Sequence[str] | None = None, device: str | None = None) -> dict[str, Any]:
     """The record's `quality` object (without samples): n, first_seed, values, missing, bad.
 
-    `settings`: the quality block, its reference resolved to a definition; `cell` has height and width; `captions`: one prompt per sample,
-    or None when the method takes none (then clip-score is missing, with that reason).
+    `settings`: the quality block, its reference resolved to a definition. `cell`: height, width and, for clip-score, prompts or adapter.
+    `captions`: one prompt per sample (None = as the cell says; a method without prompts leaves clip-score missing, with that reason).
+    `device`: None = the cell's.
     """
     from hibench.features import open_extractors, reference_features
+    from hibench.job import resolve_device
     from hibench.metrics.evaluate import FeatureSet, evaluate
     from hibench.references import open_reference
 
-    resolution = (int(cell.height), int(cell.width))
+    resolution = (int(cell["height"]), int(cell["width"]))
+    device = resolve_device(device or str(cell.get("device") or "cpu"))
+    first_seed = int(settings.get("first_seed") or 0)
+    requests = [parse(m, str(settings.get("extractor") or "scenes-clip")) for m in settings["metrics"]]
     samples = merge_shards(shard_paths)
-    samples.resolution, samples.captions = resolution, captions
-    default = str(settings.get("extractor") or "scenes-clip")
-    requests = [parse(m, default) for m in settings["metrics"]]
+    samples.resolution = resolution
+    if needs_prompts(settings["metrics"]):
+        samples.captions = captions if captions is not None else _captions(cell, samples.seeds, first_seed)
     extractors = open_extractors(settings, device, resolution)
     reference: FeatureSet | None = None
     problem = None
@@ -74,7 +96,7 @@ def score_cell(shard_paths: Sequence[str | Path], settings: Mapping[str, Any], c
     values, missing = evaluate(requests, samples, reference, extractors, int(settings.get("blocks") or 4))
     if problem:
         missing = {k: problem if "needs a reference" in v else v for k, v in missing.items()}
-    return {"n": samples.n, "first_seed": int(settings.get("first_seed") or 0), "values": values, "missing": missing, "bad": samples.bad}
+    return {"n": samples.n, "first_seed": first_seed, "values": values, "missing": missing, "bad": samples.bad}
 
 
 def describe() -> list[dict[str, Any]]:

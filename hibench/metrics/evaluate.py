@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hibench.errors import HibenchError, SpecError
 from hibench.metrics.plan import Request, honest_name, requirements
@@ -30,6 +31,7 @@ class FeatureSet:
     no_captions: str = "the method takes no prompt"
     name: str = ""
     digest: str = ""
+    seeds: Sequence[int] = ()
     bad: dict[str, int] = field(default_factory=lambda: {"nan": 0, "constant": 0})
 
 
@@ -217,9 +219,9 @@ class _Job:
 
 
 _COMPUTE: Mapping[str, Callable[[_Job], Result]] = {
-    **{k: _Job.frechet for k in ("fid", "sfid", "clean-fid", "fid-clip", "fd-dinov2", "pfid", "anyres-pfid", "fid-crop")},
-    **{k: _Job.kernel for k in ("kid", "clean-kid")}, **{k: _Job.inception_score for k in ("is", "is-crop")},
-    **{k: _Job.neighbours for k in ("precision", "recall", "density", "coverage")},
+    **dict.fromkeys(("fid", "sfid", "clean-fid", "fid-clip", "fd-dinov2", "pfid", "anyres-pfid", "fid-crop"), _Job.frechet),
+    **dict.fromkeys(("kid", "clean-kid"), _Job.kernel), **dict.fromkeys(("is", "is-crop"), _Job.inception_score),
+    **dict.fromkeys(("precision", "recall", "density", "coverage"), _Job.neighbours),
     "mind": _Job.mind, "fid-inf": _Job.frechet_infinity, "cmmd": _Job.cmmd, "clip-score": _Job.clip_score,
     "spectrum": _Job.spectrum, "seam": _Job.seam, "swd": _Job.swd,
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from hibench.errors import SpecError, did_you_mean
 from hibench.weights import is_published
@@ -103,7 +104,7 @@ def parse(text: str, extractor: str = "scenes-clip") -> Request:
             chosen = part
     if chosen is not None:
         _check_extractor(text, family, chosen)
-    if size is not None and size < 1 or full is not None and size is not None and full < size:
+    if (size is not None and size < 1) or (full is not None and size is not None and full < size):
         raise SpecError(f"metric '{text}': the size must be at least 1 px and not larger than the image; write e.g. {name}@32/128")
     if name in _NEEDS_SIZE and size is None:
         raise SpecError(f"metric '{text}': say the period of the patch borders in px, e.g. {name}@32")
