@@ -161,7 +161,7 @@ def _make_object(shape: str, colour: str, size: str, position: tuple[int, int], 
 
 def _phrase(o: _Object) -> str:
     words = [o.size, *([] if o.material == "plain" else [o.material]), o.colour, o.shape]
-    return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)} {'in' if o.position == 'centre' else 'at'} the {o.position}"
+    return f"a {' '.join(words)} {'in' if o.position == 'centre' else 'at'} the {o.position}"
 
 
 @lru_cache(maxsize=4096)
@@ -209,7 +209,7 @@ def digest() -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# --- surfaces: a colour, a linear light, and waves ------------------------------------------------------------------------------
+# --- surfaces: a colour, a linear light, and waves ----------------------------------------------------------------------------
 
 
 def _finish_waves(finish: "NDArray[np.int64]", u: "NDArray[np.float64]", strength: float) -> "NDArray[np.float64]":
@@ -478,7 +478,7 @@ def render(
     width = height if width is None else width
     if min(height, width) < 1 or max(height, width) > 16 * min(height, width):
         raise SpecError(
-            f"scenes: cannot render {height}x{width}: sides must be at least 1 px and their ratio at most 16; choose another resolution"
+            f"scenes: cannot render {height}x{width}: sides must be at least 1 px and their ratio at most 16"
         )
     ss = _supersampling(height, width)
     band = max(1, _BAND_SAMPLES // (ss * ss * width))  # pixel rows per band
