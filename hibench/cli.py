@@ -101,9 +101,6 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
 def _say(message: str) -> None:
     """One line on stderr; of several (the problems of a file) the last one carries the name."""
     *first, last = message.splitlines() or [""]
-    if first and last.startswith("    "):            # the caret of a single problem
-        sys.stderr.write("\n".join([f"hibench: {first[0]}", *first[1:], last]) + "\n")
-        return
     sys.stderr.write("\n".join([*first, f"hibench: {last}"]) + "\n")
 
 

@@ -99,6 +99,11 @@ class Document:
         lines = self.sources[mark][2]
         source = lines[line] if 0 <= line < len(lines) else ""
         problem = " ".join(str(error.problem or error.context).split())
+        start = error.context_mark
+        if problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
+        elif error.context and start and start.line != line:
+            problem += f" ({error.context} that begins in line {start.line + 1})"
         if "\t" in source[: len(source) - len(source.lstrip())] or "'\\t'" in problem:
             return "a tab cannot indent YAML; use spaces"
         hint = '; put "${…}" in quotes inside { } and [ ]' if "${" in source else ""
@@ -133,8 +138,7 @@ class Document:
         blocks = [self._render(problem) for problem in sorted(self.problems)[:MAX_SHOWN]]
         if count > MAX_SHOWN:
             blocks.append(f"... and {count - MAX_SHOWN} more")
-        if count > 1:
-            blocks.append(f"{count} problems in {self.name}; nothing was run")
+        blocks.append(f"{count} problem{'s' * (count > 1)} in {self.name}; nothing was run")
         return SpecError("\n".join(blocks))
 
     def _render(self, problem: Problem) -> str:
@@ -215,8 +219,8 @@ class Document:
 
     def mapping(self, node: Node, path: str, known: Iterable[str] | None = None) -> dict[str, Entry]:
         """The entries of a mapping by key, without unknown (`known`: None = any name is good), duplicate and odd keys."""
-        if not isinstance(node, MappingNode):
-            self.add(node, path, f"must be a mapping of keys to values, not {describe(node)}")
+        if not isinstance(node, MappingNode) or node.tag != TAG + "map":
+            self.add(node, path or "the file", f"must be a mapping of keys to values, not {describe(node)}")
             return {}
         allowed = None if known is None else tuple(known)
         entries: dict[str, Entry] = {}
@@ -245,7 +249,7 @@ class Document:
 
     def listing(self, node: Node, path: str, item: Callable[[Node, str], T | None], *, empty: str = "") -> list[T]:
         """The items of a list that are good; an empty list is a problem (`empty`: what to say then), so are repetitions."""
-        if not isinstance(node, SequenceNode):
+        if not isinstance(node, SequenceNode) or node.tag != TAG + "seq":
             fix = f"; write [{node.value}]" if isinstance(node, ScalarNode) and node.value else ""
             self.add(node, path, f"must be a list, not {describe(node)}{fix}")
             return []
@@ -304,8 +308,9 @@ class Document:
         return None
 
     def has(self, node: Node, key: str) -> bool:
-        """Whether `node` is a mapping with this key, good or not."""
-        return isinstance(node, MappingNode) and any(name.value == key for name, _ in node.value)
+        """Whether `node` is a mapping with this key, or with one that is reported as a misspelling of it."""
+        names = [str(name.value) for name, _ in node.value] if isinstance(node, MappingNode) else []
+        return any(name == key or did_you_mean(name, [key]) for name in names)
 
     def boolean(self, node: Node, path: str) -> bool | None:
         """true or false; YAML's yes, no, on and off mean the same here."""
@@ -322,20 +327,20 @@ class Document:
             budget[0] -= 1
             if budget[0] < 0 or depth > MAX_DEPTH:
                 return None
-            if isinstance(node, SequenceNode):
+            if isinstance(node, SequenceNode) and node.tag == TAG + "seq":
                 return [convert(child, f"{path}[{i}]", depth + 1) for i, child in enumerate(node.value) if budget[0] > 0]
-            if isinstance(node, MappingNode):
+            if isinstance(node, MappingNode) and node.tag == TAG + "map":
                 return {name: convert(value, _join(path, name), depth + 1)
                         for name, (_, value) in self.mapping(node, path).items() if budget[0] > 0}
             return self._plain_scalar(node, path)
 
         value = convert(node, path, 0)
-        if budget[0] < 0 or _depth(value) > MAX_DEPTH:
+        if budget[0] <= 0 or _depth(value) > MAX_DEPTH:
             self.add(node, path, f"is too large: more than {MAX_PLAIN_NODES} values or {MAX_DEPTH} levels (aliases count too)")
         return value
 
     def _plain_scalar(self, node: Node, path: str) -> Any:
-        kind = node.tag.removeprefix(TAG)
+        kind = node.tag.removeprefix(TAG) if isinstance(node, ScalarNode) else ""
         if kind == "null":
             return None
         if kind == "bool" and node.value.lower() in ("true", "false"):
@@ -347,7 +352,7 @@ class Document:
             return value
         if kind == "str":
             return str(node.value)
-        self.add(node, path, f"{describe(node)}; quote it if a text is meant")
+        self.add(node, path, describe(node) + "; quote it if a text is meant" * isinstance(node, ScalarNode))
         return None
 
 
@@ -356,7 +361,8 @@ def parse_value(text: str, name: str) -> Any:
     doc = Document(name)
     node = doc._compose(name, name, text)
     value = None if node is None else doc.plain(node, "")
-    doc.finish()
+    if doc.problems:
+        raise SpecError(f"{name}: {min(doc.problems).text}")
     return value
 
 
@@ -365,10 +371,9 @@ def parse_value(text: str, name: str) -> Any:
 
 def describe(node: Node) -> str:
     """What YAML makes of a node, in words, with its traps explained: `the boolean 'yes'`, `10:30, which YAML reads …`."""
-    if isinstance(node, MappingNode):
-        return "a mapping"
     if not isinstance(node, ScalarNode):
-        return "a list"
+        words, tag = ("a mapping", "map") if isinstance(node, MappingNode) else ("a list", "seq")
+        return words if node.tag == TAG + tag else f"{words} with the tag {_short(node.tag)}"
     kind, value = node.tag.removeprefix(TAG), _short(node.value)
     if kind == "null":
         return "nothing"
@@ -391,7 +396,9 @@ def _describe_number(node: ScalarNode, kind: str, value: str) -> str:
         return f"{value}, which YAML 1.1 reads as the base-60 number {total:g}; write {total:g}"
     if kind == "int" and re.fullmatch(r"0[0-7]+", digits):
         return f"{value}, which YAML 1.1 reads as the octal number {int(digits, 8)}; write {digits.lstrip('0') or 0}"
-    return f"the number {value}"
+    if re.fullmatch(r"0[xb][0-9a-fA-F]{1,16}", digits):
+        return f"{value}, which YAML 1.1 reads as {int(digits, 0)}; write {int(digits, 0)}"
+    return f"{value}, which is not finite" if digits.lower() in (".inf", ".nan") else f"the number {value}"
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -445,8 +452,9 @@ def _read_bytes(path: Path) -> bytes:
         with open(path, "rb") as file:
             data = file.read(LIMIT_BYTES + 1)
     except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise SpecError(f"{path}: no such file{suggest(path.name, near)}") from None
+        near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        other = did_you_mean(str(path), near) or (f"; there is {', '.join(near[:5])}" if near else "")
+        raise SpecError(f"{path}: no such file{other}") from None
     except IsADirectoryError:
         raise SpecError(f"{path}: is a directory; name the benchmark file, e.g. {path / 'benchmarks.yaml'}") from None
     except (OSError, ValueError) as error:

@@ -179,7 +179,8 @@ class _Reader:
             doc.add(top["version"][1], "version", "this hibench reads version 1; update hibench or the file")
         methods = self._named(top, "methods", self.method)
         references = {"scenes": Reference("scenes", "scenes")} | self._named(top, "references", self.reference)
-        self.references = tuple(references)
+        if "references" in top:
+            self.references = ("scenes", *self.doc.mapping(top["references"][1], "references"))
         timing = self._settings(top, "timing", Timing())
         quality = self._settings(top, "quality", Quality())
         names = tuple(self.doc.mapping(top["methods"][1], "methods")) if "methods" in top else ()
@@ -262,7 +263,7 @@ class _Reader:
         })
         missing = [key for key in ("methods", "resolution") if isinstance(node, MappingNode) and not doc.has(node, key)]
         if missing:
-            doc.add(node, path, ("has no " if node.value else "the sweep is empty; it needs ") + " and no ".join(missing))
+            doc.add(node, path, f"has no {' and no '.join(missing)}" if node.value else "the sweep is empty")
         tuples = ("methods", "measure", "resolution", "steps", "sparsity")
         found = {key: tuple(value) if key in tuples else value for key, value in found.items()}
         return Sweep(**{"methods": (), "resolution": (), "timing": timing, "quality": quality, **found, "name": name})
