@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hibench.errors import SpecError
-from methods.diffusion import ddim, ema, losses, schedules
+from methods.diffusion import ddim, dpm, ema, losses, schedules
 from methods.diffusion.ema import EMA
 
 LDM = {"beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False}
@@ -65,6 +65,26 @@ def test_ddpm_equals_diffusers() -> None:
         kept.append(torch.randn(start.shape, generator=torch.Generator().manual_seed(i)))
     ours = ddim.sample(eps_model, start, table, kept.__getitem__)
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")      # diffusers on numpy 2
+@pytest.mark.parametrize("steps", [1, 2, 3, 12, 20])
+def test_dpm_solver_equals_diffusers(steps: int) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195,
+                                            timestep_spacing="linspace", final_sigmas_type="zero")
+    scheduler.set_timesteps(steps)
+    ab = schedules.alphas_cumprod(schedules.sqrt_linear_betas())
+    table = dpm.dpm_table(ab, dpm.dpm_timesteps(steps))
+    assert scheduler.timesteps.tolist() == table.timesteps.tolist()
+    start = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    theirs = start
+    for i, t in enumerate(scheduler.timesteps):
+        theirs = scheduler.step(eps_model(theirs, i), t, theirs).prev_sample
+    ours = dpm.sample(eps_model, start, table)
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+    assert len(table) == len(table.stochastic) == steps
 
 
 def test_eta_one_over_every_timestep_is_ddpm() -> None:
@@ -206,7 +226,7 @@ def test_ema_starts_from_the_model_and_warms_up() -> None:
         EMA(model, decay=1.0)
 
 
-@pytest.mark.parametrize("module", [ddim, ema, losses, schedules])
+@pytest.mark.parametrize("module", [ddim, dpm, ema, losses, schedules])
 def test_all_names_exist(module) -> None:
     assert sorted(module.__all__, key=str.lower) == sorted(set(module.__all__), key=str.lower)
     assert all(hasattr(module, name) for name in module.__all__)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from hibench.adapter import Adapter, Stage, seeded_noise
 from hibench.errors import AdapterError, MissingWeights, SpecError
 from hibench.golden import run_golden
-from methods.ldm import LDM, adapter, checkpoint, configs, golden, model
+from methods.ldm import LDM, adapter, checkpoint, configs, golden, model, sampling
 from methods.ldm.model import LatentDiffusion
 
 GOLDEN = Path(__file__).parent / "golden" / "ldm"
@@ -77,7 +77,7 @@ def test_contract(tiny: LDM) -> None:
     images = tiny.generate_batch((64, 96), [3, 4], steps=5, stage=stage)
     assert images.shape == (2, 3, 64, 96)
     assert images.dtype == torch.uint8
-    assert stage.log == ["denoise", *["step"] * 5, "decode", {"steps": 5, "nfe": 5}]
+    assert stage.log == ["denoise", *["step"] * 5, "decode", {"steps": 5, "nfe": 5, "tiles": 1}]
     assert torch.equal(before, torch.get_rng_state())
     assert images.float().std((1, 2, 3)).min() > 5
     torch.manual_seed(99)
@@ -86,7 +86,7 @@ def test_contract(tiny: LDM) -> None:
     assert tiny.parameters() == LDM("random", {"config": "tiny"}).parameters() > 1_000_000
 
 
-@pytest.mark.parametrize("options", [{"eta": 0.0}, {"eta": 1.0}, {"sampler": "ddpm"}])
+@pytest.mark.parametrize("options", [{"eta": 0.0}, {"eta": 1.0}, {"sampler": "ddpm"}, {"sampler": "dpm++2m"}])
 def test_a_batch_equals_single_images(options: dict) -> None:
     ldm = LDM("random", {"config": "tiny", **options})
     ldm.load()
@@ -117,6 +117,7 @@ def test_supports_says_what_is_nearest(tiny: LDM) -> None:
     assert tiny.supports(axes) is None
     assert tiny.supports(axes | {"height": 60}) == "60x64 is not a multiple of 8 px (f x U-Net); the nearest is 64x64"
     assert "250, 500" in tiny.supports(axes | {"steps": 300})
+    assert "do not fit a U-Net of 2 levels" in LDM("random", {"config": "tiny", "patch": 15}).supports(axes)
     assert "sparsity" in tiny.supports(axes | {"sparsity": 0.5})
     assert LDM("random", {"config": "tiny", "sampler": "ddpm"}).supports(axes | {"steps": 1000}) is None
     assert LDM("random", {"config": "lsun_churches256"}).supports(axes | {"width": 192}) == (
@@ -132,7 +133,8 @@ def test_supports_says_what_is_nearest(tiny: LDM) -> None:
     ("random", {"config": "ffhq"}, "no configuration 'ffhq'; did you mean 'ffhq256'"),
     ("random", {"eta": -1}, "option eta: -1 is not a number >= 0"),
     ("random", {"guidance": "high"}, "option guidance: 'high'"),
-    ("random", {"sampler": "plms"}, "option sampler: 'plms' is not one of ddim, ddpm"),
+    ("random", {"sampler": "plms"}, "option sampler: 'plms' is not one of ddim, ddpm, dpm"),
+    ("random", {"patch": 0}, "option patch: 0 is not a number of latents"),
     ("reference", {"config": "tiny"}, "weights: reference has its own configuration"),
 ])
 def test_wrong_options_are_refused_at_once(weights: str, options: dict, message: str) -> None:
@@ -151,7 +153,7 @@ def test_classes_and_guidance(monkeypatch) -> None:
         stage = Recorder()
         images[name] = LDM("random", base | options).generate((32, 32), 1, steps=4, stage=stage)
         assert stage.log[0] == "encode"
-        assert stage.log[-1] == {"steps": 4, "nfe": 8 if name == "guided" else 4}
+        assert stage.log[-1] == {"steps": 4, "nfe": 8 if name == "guided" else 4, "tiles": 1}
     assert torch.equal(images["plain"], images["same"])             # seed 1 picks class 1
     assert not torch.equal(images["plain"], images["other"])
     assert not torch.equal(images["plain"], images["guided"])
@@ -162,6 +164,38 @@ def test_classes_and_guidance(monkeypatch) -> None:
         LDM("random", base | {"class": 7}).generate((32, 32), 0, steps=2)
     with pytest.raises(SpecError, match="guidance needs a model that was trained with a class for 'none'"):
         LDM("random", {"config": "small", "guidance": 2.0}).generate((32, 32), 0, steps=2)
+
+
+def test_patchwise_denoising_follows_the_official_fold() -> None:
+    """ddpm.py, split_input_params: unfold, weight, fold, normalise; for sizes that the stride divides."""
+    x, more = torch.randn(2, 3, 24, 16), torch.randn(2, 1, 24, 16)
+    patches = sampling.Patches(size=8, stride=4)
+
+    def evaluate(part: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:
+        return part.cumsum(-1) + extra * part.mean((2, 3), keepdim=True)
+
+    ours = sampling.patchwise(evaluate, x, more, patches)
+    corner = torch.tensor([7.0, 7.0]).view(1, 1, 2)
+    place = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij"), -1) / corner
+    weight = torch.minimum(place.amin(-1), (1 - place).amin(-1)).clamp(0.01, 0.5)
+    unfold, count = torch.nn.Unfold(8, stride=4), 5 * 3
+    parts = [u.view(2, -1, 8, 8, count) for u in (unfold(x), unfold(more))]
+    out = torch.stack([evaluate(parts[0][..., i], parts[1][..., i]) * weight for i in range(count)], -1)
+    fold = torch.nn.Fold((24, 16), 8, stride=4)
+    expected = fold(out.view(2, -1, count)) / fold(weight.view(1, 64, 1).expand(1, 64, count))
+    assert torch.allclose(ours, expected, atol=1e-5)
+    assert torch.allclose(sampling.patchwise(evaluate, x, more, sampling.Patches(32, 16)), evaluate(x, more), atol=1e-5)
+    assert sampling.patch_origins(21, patches) == [0, 4, 8, 12, 13]
+    assert sampling.patch_origins(5, patches) == [0]
+
+
+def test_patchwise_sampling_through_the_adapter(tiny: LDM) -> None:
+    stage = Recorder()
+    image = LDM("random", {"config": "tiny", "patch": 8, "patch_stride": 4}).generate((64, 48), 0, steps=2, stage=stage)
+    assert stage.log[-1] == {"steps": 2, "nfe": 2 * 3 * 2, "tiles": 6}
+    assert not torch.equal(image, tiny.generate((64, 48), 0, steps=2))
+    whole = LDM("random", {"config": "tiny", "patch": 16}).generate((64, 48), 0, steps=2)
+    assert (whole.int() - tiny.generate((64, 48), 0, steps=2).int()).abs().max() <= 2
 
 
 def test_official_checkpoint_through_the_adapter() -> None:
@@ -211,7 +245,7 @@ def test_folder_of_safetensors(tmp_path: Path, official: dict) -> None:
     write_folder(tmp_path / "w", official, seed=1)
     assert LDM(str(tmp_path / "w")).weights_digest() != digest
     (tmp_path / "w" / "unet.safetensors").unlink()
-    with pytest.raises(MissingWeights, match=r"unet.safetensors is missing; get it with: hibench train ldm$"):
+    with pytest.raises(MissingWeights, match=r"unet.safetensors is missing; get it with: hibench train ldm --out .*w$"):
         LDM(str(tmp_path / "w")).load()
 
 
@@ -219,7 +253,7 @@ def test_reference_weights_that_are_not_there(tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr(adapter, "REFERENCE", tmp_path / "nothing")
     ldm = LDM()
     assert ldm.supports({"height": 64, "width": 64, "steps": 50, "sparsity": 0.0}) is None
-    with pytest.raises(MissingWeights, match=r"hibench train ldm$"):
+    with pytest.raises(MissingWeights, match=r"hibench train ldm --out .*nothing$"):
         ldm.load()
     with pytest.raises(MissingWeights, match="no weights at"):
         LDM(str(tmp_path / "x.ckpt")).load()
@@ -364,7 +398,7 @@ def test_importing_the_adapter_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("module", [adapter, checkpoint, configs, golden, model])
+@pytest.mark.parametrize("module", [adapter, checkpoint, configs, golden, model, sampling])
 def test_all_names_exist(module) -> None:
     assert all(hasattr(module, name) for name in module.__all__)
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import NULL_STAGE, Resolution, Stage, seeded_noise, to_uint8
 from hibench.errors import AdapterError, MissingWeights, SpecError, did_you_mean
-from methods.diffusion.schedules import check_steps, respaced_timesteps, strided_timesteps
+from methods.diffusion.schedules import check_steps
 from methods.ldm.configs import MODELS, model_params
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.diffusion.ddim import Table
     from methods.ldm.model import LatentDiffusion
+    from methods.ldm.sampling import Patches, Plan
 
 __all__ = ["LDM", "OPTIONS", "REFERENCE"]
 
@@ -28,21 +27,15 @@ DECODE_PIXELS = 1 << 22                             # decode at most this many p
 OPTIONS: dict[str, Any] = {                         # option: default
     "config": None,                                 # a published configuration by name; None = what lies beside the weights
     "eta": 0.0,                                     # 0: deterministic DDIM; 1: DDPM's variance
-    "sampler": "ddim",                              # "ddim" or "ddpm" (ancestral)
+    "sampler": "ddim",                              # "ddim", "ddpm" (ancestral), "dpm++2m" (DPM-Solver++(2M))
     "compat": None,                                 # "official": do as the paper's code with counts that do not divide 1000
     "ema": True,                                    # use a checkpoint's averaged weights where there are any
     "class": None,                                  # class-conditional models: this class; None = the seed picks one
     "guidance": 1.0,                                # classifier-free guidance scale; 1 = none
     "null_class": None,                             # the class that stands for "none" in guidance; None = as configured
+    "patch": None,                                  # denoise in windows of this many latents (the paper's 128); None = at once
+    "patch_stride": None,                           # None = half a window
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What does not change between images of one step count: coefficients, and every embedding of every step."""
-
-    table: "Table"
-    embeddings: "tuple[tuple[Tensor, ...], ...]"    # [step][residual block] -> [1, C_i]
 
 
 class LDM:
@@ -84,7 +77,7 @@ class LDM:
             return model_params("ffhq256")
         if not self.path.exists():
             if self.weights == "reference":
-                raise MissingWeights(f"ldm: no weights at {self.path}; get them with: hibench train ldm")
+                raise MissingWeights(f"ldm: no weights at {self.path}; get them with: hibench train ldm --out {REFERENCE}")
             raise MissingWeights(f"ldm: no weights at {self.path}; give the path of a model.ckpt, or use weights: random")
         from methods.ldm.checkpoint import find_config
         params = find_config(self.path)
@@ -112,9 +105,12 @@ class LDM:
         if height % multiple or width % multiple or min(height, width) < 1:
             near = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
             return f"{height}x{width} is not a multiple of {multiple} px (f x U-Net); the nearest is {near[0]}x{near[1]}"
+        if self.options["patch"] is not None and self.options["patch"] % 2 ** (len(unet["channel_mult"]) - 1):
+            return f"option patch: {self.options['patch']} latents do not fit a U-Net of {len(unet['channel_mult'])} levels"
         if axes.get("sparsity"):
             return "LDM evaluates every coordinate: it has no sparsity axis"
-        if steps is None or (self.options["sampler"] == "ddpm" and steps == total):
+        sampler = self.options["sampler"]
+        if steps is None or (sampler == "ddpm" and steps == total) or (sampler == "dpm++2m" and 1 <= steps < total):
             return None
         return check_steps(steps, total)
 
@@ -145,7 +141,7 @@ class LDM:
     def _need(self, *names: str) -> None:
         for name in names:
             if not (self.path / name).exists():
-                raise MissingWeights(f"ldm: {self.path / name} is missing; get it with: hibench train ldm")
+                raise MissingWeights(f"ldm: {self.path / name} is missing; get it with: hibench train ldm --out {self.path}")
 
     def generate(self, resolution: Resolution, seed: int, *, steps: int | None = None, sparsity: float = 0.0,
                  prompt: str | None = None, stage: Stage = NULL_STAGE) -> "Tensor":
@@ -167,87 +163,86 @@ class LDM:
             raise AdapterError(f"ldm: {reason}")
         with torch.inference_mode():
             plan = self._plan(steps)
-            context = None
+            context = null = None
             if self.model.cond_stage_model is not None:
                 with stage("encode"):
-                    context = self._context(seeds)
+                    context, null = self._context(seeds)
             with stage("denoise"):
-                z = self._denoise(resolution, seeds, plan, context, stage)
+                z = self._denoise(resolution, seeds, plan, context, null, stage)
             with stage("decode"):
                 images = self._decode(z, resolution)
-        nfe = len(plan.table) * (2 if self._guided else 1)
-        stage.effective(steps=len(plan.table), nfe=nfe)
+        windows = self._windows(resolution)
+        stage.effective(steps=len(plan), nfe=len(plan) * windows * (1 if null is None else 2), tiles=windows)
         return images
-
-    @property
-    def _guided(self) -> bool:
-        return self.model is not None and self.model.cond_stage_model is not None and self.options["guidance"] != 1.0
 
     def _plan(self, steps: int) -> Plan:
         """Coefficients and embeddings for a step count, made once."""
         if steps not in self._plans:
-            from methods.diffusion.ddim import ddim_table, ddpm_table
+            from methods.ldm.sampling import make_plan
 
             assert self.model is not None
-            ab = self.model.alphas_cumprod
-            if self.options["sampler"] == "ddpm":
-                table = ddpm_table(ab, respaced_timesteps(f"ddim{steps}", len(ab)), self.device)
-            else:
-                times = strided_timesteps(steps, len(ab), compat=self.options["compat"] == "official")
-                table = ddim_table(ab, times, self.options["eta"], self.device)
-            columns = self.model.unet.embed(table.timesteps)
-            rows = tuple(tuple(column[i:i + 1] for column in columns) for i in range(len(table)))
-            self._plans[steps] = Plan(table, rows)
+            self._plans[steps] = make_plan(self.model, steps, self.options["sampler"], self.options["eta"],
+                                           self.options["compat"] == "official", self.device)
         return self._plans[steps]
 
-    def _context(self, seeds: Sequence[int]) -> "Tensor":
-        """[B, 1, D], or [2B, 1, D] = [unconditional, conditional] under guidance; the seed picks a class that is not given."""
+    def _context(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Context [B, 1, D] of the classes (the seed picks one that is not given), and that of no class under guidance."""
         import torch
 
         assert self.model is not None
-        assert self.model.cond_stage_model is not None
-        classes = self.model.cond_stage_model.embedding.num_embeddings
+        embedder = self.model.cond_stage_model
+        assert embedder is not None
+        classes = embedder.embedding.num_embeddings
         chosen, null = self.options["class"], self.options["null_class"]
         null = self.params.get("unconditional_class") if null is None else null
         for word, value in (("class", chosen), ("null_class", null)):
             if value is not None and not 0 <= value < classes:
                 raise SpecError(f"ldm: option {word}: {value} is not one of the model's {classes} classes (0 to {classes - 1})")
         names = [c for c in range(classes) if c != null]
-        labels = [names[seed % len(names)] if chosen is None else chosen for seed in seeds]
-        if self._guided:
-            if null is None:
-                raise SpecError("ldm: guidance needs a model that was trained with a class for 'none'; name it: null_class")
-            labels = [null] * len(labels) + labels
-        return self.model.cond_stage_model(torch.tensor(labels, device=self.device))
+        labels = torch.tensor([names[seed % len(names)] if chosen is None else chosen for seed in seeds], device=self.device)
+        if self.options["guidance"] == 1.0:
+            return embedder(labels), None
+        if null is None:
+            raise SpecError("ldm: guidance needs a model that was trained with a class for 'none'; name it: null_class")
+        return embedder(labels), embedder(torch.full_like(labels, null))
 
-    def _denoise(self, resolution: Resolution, seeds: Sequence[int], plan: Plan, context: "Tensor | None",
-                 stage: Stage) -> "Tensor":
+    def _denoise(self, resolution: Resolution, seeds: Sequence[int], plan: Plan, context: Tensor | None, null: Tensor | None,
+                 stage: Stage) -> Tensor:
         """Latents float32 [B, C, H/f, W/f]."""
         import torch
 
-        from methods.diffusion import ddim
+        from methods.ldm import sampling
 
         assert self.model is not None
-        unet, guidance, guided = self.model.unet, self.options["guidance"], self._guided
         factor = self.model.first_stage_model.factor
         shape = (self.model.latent_channels, resolution[0] // factor, resolution[1] // factor)
-        dtype = unet.time_embed[0].weight.dtype
-        extra = unet.in_channels - unet.out_channels
-        concat = torch.zeros(len(seeds), extra, *shape[1:], device=self.device, dtype=dtype) if extra else None
-
-        def denoise(x: Tensor, i: int) -> Tensor:
-            x = x.to(dtype)
-            if not guided:
-                return unet(x, context=context, embeddings=plan.embeddings[i], concat=concat)
-            eps = unet(torch.cat([x, x]), context=context, embeddings=plan.embeddings[i])
-            return ddim.guide(eps.float(), guidance)
+        extra = self.model.unet.in_channels - self.model.latent_channels
+        concat = torch.zeros(len(seeds), extra, *shape[1:], device=self.device) if extra else None
 
         def noise(i: int) -> Tensor:
             draw = seeded_noise(shape, seeds, stream=1 + i)
             return draw.pin_memory().to(self.device, non_blocking=True) if self.device.startswith("cuda") else draw
 
         x = seeded_noise(shape, seeds, self.device).contiguous(memory_format=torch.channels_last)
-        return ddim.sample(denoise, x, plan.table, noise, after=lambda *_: stage.step())
+        denoise = sampling.denoiser(self.model, plan, context=context, null=null, concat=concat,
+                                    guidance=self.options["guidance"], patches=self._patches())
+        return sampling.run(denoise, x, plan, noise, after=lambda *_: stage.step())
+
+    def _patches(self) -> Patches | None:
+        from methods.ldm.sampling import Patches
+
+        size = self.options["patch"]
+        return None if size is None else Patches(size, self.options["patch_stride"] or max(1, size // 2))
+
+    def _windows(self, resolution: Resolution) -> int:
+        """Network evaluations per step: 1, or the number of windows of patch-wise denoising."""
+        from methods.ldm.sampling import patch_origins
+
+        assert self.model is not None
+        patches, factor = self._patches(), self.model.first_stage_model.factor
+        if patches is None:
+            return 1
+        return len(patch_origins(resolution[0] // factor, patches)) * len(patch_origins(resolution[1] // factor, patches))
 
     def _decode(self, z: "Tensor", resolution: Resolution) -> "Tensor":
         """Latents to uint8 [B, 3, H, W], a bounded number of pixels at a time."""
@@ -300,12 +295,16 @@ class LDM:
 
 def check_options(options: dict[str, Any], weights: str) -> None:
     """Everything about options that can be wrong before weights are read."""
-    for key, allowed in (("sampler", ("ddim", "ddpm")), ("compat", (None, "official"))):
+    for key, allowed in (("sampler", ("ddim", "ddpm", "dpm++2m")), ("compat", (None, "official"))):
         if options[key] not in allowed:
             raise SpecError(f"ldm: option {key}: {options[key]!r} is not one of {', '.join(map(str, allowed))}")
     for key, low in (("eta", 0.0), ("guidance", 0.0)):
         if isinstance(options[key], bool) or not isinstance(options[key], (int, float)) or not options[key] >= low:
             raise SpecError(f"ldm: option {key}: {options[key]!r} is not a number >= {low:g}")
+    for key in ("patch", "patch_stride"):
+        value = options[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise SpecError(f"ldm: option {key}: {value!r} is not a number of latents")
     if options["config"] is not None:
         if weights == "reference":
             raise SpecError("ldm: weights: reference has its own configuration; drop options: config, or use weights: random")

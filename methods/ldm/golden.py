@@ -18,6 +18,8 @@ from methods.diffusion.losses import eps_loss, vlb_weights
 from methods.diffusion.schedules import alphas_cumprod, check_steps, sqrt_linear_betas, strided_timesteps
 from methods.ldm.checkpoint import fill, load_checkpoint, read_state_dict, unflatten_ema
 from methods.ldm.model import ClassEmbedder, LatentDiffusion, empty_model
+from methods.ldm.sampling import denoiser, make_plan
+from methods.ldm.sampling import run as run_plan
 from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 from methods.nn.unet import UNet
 
@@ -181,25 +183,15 @@ def complete(case: Case, ema: bool) -> LatentDiffusion:
 def run_ddim(model: LatentDiffusion, inputs: dict[str, Tensor], run: dict[str, Any], context: Tensor | None,
              null: Tensor | None) -> tuple[Tensor, ddim.Table, list[Tensor], list[Tensor]]:
     """One official DDIM run on stored noise: samples, table, x after each step, x0 predicted at each step."""
-    steps = strided_timesteps(run["S"], len(model.betas), compat=True)
-    table = ddim.ddim_table(model.alphas_cumprod, steps, run.get("eta", 0.0))
-    scale = run.get("scale", 1.0)
-    concat, embeddings = inputs.get("concat"), model.unet.embed(table.timesteps)
+    plan = make_plan(model, run["S"], eta=run.get("eta", 0.0), compat=True)
+    denoise = denoiser(model, plan, context=context, null=null, concat=inputs.get("concat"), guidance=run.get("scale", 1.0))
     xs, x0s = [], []
-
-    def denoise(x: Tensor, i: int) -> Tensor:
-        row = [e[i:i + 1] for e in embeddings]
-        if null is None or scale == 1.0:
-            return model.unet(x, context=context, embeddings=row, concat=concat)
-        both = torch.cat([null, context])
-        twice = None if concat is None else torch.cat([concat, concat])
-        return ddim.guide(model.unet(torch.cat([x, x]), context=both, embeddings=row, concat=twice), scale)
 
     def after(i: int, x: Tensor, eps: Tensor, following: Tensor) -> None:
         xs.append(following)
-        x0s.append(ddim.predict_x0(x, eps, table, i))
+        x0s.append(ddim.predict_x0(x, eps, plan.table, i))
 
-    return ddim.sample(denoise, inputs["x_T"], table, lambda i: inputs["noise"][i], after), table, xs, x0s
+    return run_plan(denoise, inputs["x_T"], plan, lambda i: inputs["noise"][i], after), plan.table, xs, x0s
 
 
 def sampling(case: Case) -> Named:
