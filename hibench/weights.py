@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from hibench.errors import MissingWeights, SpecError, did_you_mean
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["CATALOG", "Found", "WeightFile", "cache_directory", "check_state", "describe", "fetch", "find", "is_published",
-           "is_torchscript", "read_state", "resolve", "sha256_of"]
+           "is_torchscript", "load_script", "read_state", "resolve", "sha256_of"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,17 @@ def is_torchscript(path: Path) -> bool:
         return False
 
 
+def load_script(path: Path, device: str = "cpu") -> Any:
+    """A TorchScript archive as a module; torch's announcement that it will go is not the user's concern."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.load(str(path), map_location=device).eval()         # type: ignore[no-untyped-call]
+
+
 def read_state(path: Path, user: str) -> "dict[str, torch.Tensor]":
     """The tensors of a .safetensors, .pth or TorchScript file, on the CPU; nothing in it is executed but TorchScript's own loader.
 
@@ -146,7 +158,7 @@ def read_state(path: Path, user: str) -> "dict[str, torch.Tensor]":
 
             return dict(load_file(path))
         if is_torchscript(path):
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+            return dict(load_script(path).state_dict())
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                        # zipfile, pickle, safetensors and torch each have their own errors
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

@@ -8,8 +8,9 @@ pools, max pool in the last block, eps 1e-3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any
 
 from hibench.errors import MissingWeights
 
@@ -177,11 +178,11 @@ class CleanScript:
     resize = "pil-bicubic-antialias-299"
 
     def __init__(self, name: str, path: Path, weights_sha256: str, device: str) -> None:
-        import torch
+        from hibench.weights import load_script
 
         self.name, self.weights_sha256, self.device = name, weights_sha256, device
         try:
-            self.layers = torch.jit.load(str(path), map_location=device).eval().layers
+            self.layers = load_script(path, device).layers
         except (RuntimeError, AttributeError) as error:
             raise MissingWeights(f"{name}: {path} is a TorchScript archive without Inception's `layers`; "
                                  "get the weights with: hibench fetch inception-v3-compat") from error

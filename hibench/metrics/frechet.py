@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hibench.errors import SpecError
 
@@ -25,15 +25,16 @@ class Gaussian:
     n: int
 
 
-def fit(features: "NDArray[np.floating] | torch.Tensor", low_rank: bool | None = None) -> Gaussian:
+def fit(features: "NDArray[np.floating[Any]] | torch.Tensor", low_rank: bool | None = None) -> Gaussian:
     """Fit a Gaussian to features [N, d] in float64.
 
-    N ≤ d: the factor is the centred data itself, no d × d matrix is formed. N > d: Cholesky of the covariance, or its
+    N ≤ d: the factor is the centred data (rotated to N − 1 rows), no d × d matrix is formed. N > d: Cholesky of the covariance, or its
     eigenvectors where it is singular. `low_rank` overrides that choice. Raises SpecError for fewer than two rows or NaN.
     """
+    import numpy as np
     import torch
 
-    x = torch.as_tensor(features).double()
+    x = torch.as_tensor(np.ascontiguousarray(features)).double()
     if x.ndim != 2 or len(x) < 2:
         raise SpecError(f"a Fréchet distance needs at least 2 images, got {len(x)}; give more samples")
     if not bool(x.isfinite().all()):
@@ -43,7 +44,7 @@ def fit(features: "NDArray[np.floating] | torch.Tensor", low_rank: bool | None =
     centred = (x - mean) / (n - 1) ** 0.5
     trace = float(centred.square().sum())
     if low_rank if low_rank is not None else n <= d:
-        return Gaussian(mean, trace, centred, n)
+        return Gaussian(mean, trace, _without_mean_direction(centred), n)
     return Gaussian(mean, trace, factor_of(centred.T @ centred), n)
 
 
@@ -60,15 +61,34 @@ def factor_of(covariance: "torch.Tensor") -> "torch.Tensor":
     return (vectors[:, keep] * values[keep].sqrt()).T
 
 
+def _without_mean_direction(centred: "torch.Tensor") -> "torch.Tensor":
+    """Rows of centred data [n, d] rotated so that their null direction (1, …, 1) becomes a row of zeros, which is dropped: [n − 1, d]."""
+    n = len(centred)
+    root = n**0.5
+    v = centred.new_full((n,), 1 / root)                      # Householder reflection that takes 1/√n · (1, …, 1) to −e₁
+    v[0] += 1
+    return centred[1:] - v[1:, None] * (v @ centred) * (2 / float(v @ v))
+
+
 def _nuclear_norm(a: "torch.Tensor", b: "torch.Tensor") -> float:
-    """tr (Σ₁Σ₂)^½ = ‖A Bᵀ‖_* for Σ₁ = AᵀA, Σ₂ = BᵀB: square roots of the eigenvalues of the smaller Gram matrix."""
+    """tr (Σ₁Σ₂)^½ = ‖A Bᵀ‖_* for Σ₁ = AᵀA, Σ₂ = BᵀB.
+
+    Square roots of the eigenvalues of the smaller Gram matrix; where their rounding error, of up to ε·λ_max/2√λ each, would be felt
+    (rank-deficient data), the singular values themselves, which are two to three times slower.
+    """
     import torch
 
     product = a @ b.T
     if min(product.shape) == 0:
         return 0.0
     gram = product @ product.T if product.shape[0] <= product.shape[1] else product.T @ product
-    return float(torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().sum())
+    values = torch.linalg.eigvalsh(gram).clamp_min_(0)
+    noise = 2.3e-16 * float(values[-1])
+    roots = values.sqrt()
+    error = float((noise / (2 * roots.clamp_min(noise**0.5 + 1e-300))).sum())
+    if error > 1e-10 * max(float(roots.sum()), 1e-300):
+        return float(torch.linalg.svdvals(product).sum())
+    return float(roots.sum())
 
 
 def distance(x: Gaussian, y: Gaussian) -> float:
@@ -78,13 +98,13 @@ def distance(x: Gaussian, y: Gaussian) -> float:
     return float((x.mean - y.mean).square().sum()) + x.trace + y.trace - 2 * _nuclear_norm(x.factor, y.factor)
 
 
-def frechet_distance(samples: "NDArray[np.floating] | torch.Tensor", reference: "NDArray[np.floating] | torch.Tensor") -> float:
+def frechet_distance(samples: "NDArray[np.floating[Any]] | torch.Tensor", reference: "NDArray[np.floating[Any]] | torch.Tensor") -> float:
     """Fréchet distance of two feature sets [N, d], [M, d]."""
     return distance(fit(samples), fit(reference))
 
 
-def frechet_from_moments(mean1: "NDArray[np.floating]", cov1: "NDArray[np.floating]", mean2: "NDArray[np.floating]",
-                         cov2: "NDArray[np.floating]") -> float:
+def frechet_from_moments(mean1: "NDArray[np.floating[Any]]", cov1: "NDArray[np.floating[Any]]", mean2: "NDArray[np.floating[Any]]",
+                         cov2: "NDArray[np.floating[Any]]") -> float:
     """The same from given means [d] and covariances [d, d] (clean-fid's, ADM's and pytorch-fid's files hold these)."""
     import torch
 
@@ -94,7 +114,7 @@ def frechet_from_moments(mean1: "NDArray[np.floating]", cov1: "NDArray[np.floati
     return distance(x, y)
 
 
-def frechet_infinity(samples: "NDArray[np.floating]", reference: Gaussian, points: int = 15, seed: int = 0,
+def frechet_infinity(samples: "NDArray[np.floating[Any]]", reference: Gaussian, points: int = 15, seed: int = 0,
                      smallest: int = 5000) -> tuple[float, list[tuple[int, float]]]:
     """FID∞ (Chong & Forsyth 1911.07023): the intercept of a straight line through (1/N, FD_N) at `points` sizes N.
 
