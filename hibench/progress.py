@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from hibench.cells import Cell
@@ -44,10 +45,20 @@ class Estimate:
                 return statistics.median(max(FIRST_S, FIRST_S + (wall - FIRST_S) * work / other) for _, _, other, wall in same)
         return None
 
-    def total(self, cells: Sequence[Cell]) -> float | None:
-        """Seconds for several cells; those that nothing is known about count like the mean of the others; None = all such."""
-        known = [seconds for cell in cells if (seconds := self.cell(cell)) is not None]
-        return statistics.fmean(known) * len(cells) if known else (None if cells else 0.0)
+    def learn(self, cell: Cell, seconds: float) -> None:
+        """Note what a cell will take in all, told by a part of it."""
+        work = _work(cell.height, cell.width, cell.steps, cell.kind, cell.settings)
+        self.rows.append((cell.method, cell.kind, work, seconds))
+        self.known.setdefault(cell.key, seconds)
+
+    def total(self, parts: Sequence[tuple[Cell, float]]) -> float | None:
+        """Seconds for shares (0 to 1) of cells; unknown cells count like the mean of the others; None = nothing is known."""
+        known = [(seconds, share) for cell, share in parts if (seconds := self.cell(cell)) is not None]
+        if not known:
+            return None if parts else 0.0
+        mean = statistics.fmean(seconds for seconds, _ in known)
+        unknown = sum(share for _, share in parts) - sum(share for _, share in known)
+        return sum(seconds * share for seconds, share in known) + mean * unknown
 
 
 def _work(height: int, width: int, steps: int | None, kind: str, settings: dict[str, Any]) -> float:
@@ -58,15 +69,17 @@ def _work(height: int, width: int, steps: int | None, kind: str, settings: dict[
 class Progress:
     """Prints to a stream; on a terminal the last line shows what is going on and is rewritten."""
 
-    def __init__(self, total: int, *, done: int = 0, stream: TextIO | None = None, live: bool | None = None) -> None:
-        self.total, self.done = total, done
+    def __init__(self, total: int, *, stream: TextIO | None = None, live: bool | None = None, silent: bool = False) -> None:
+        self.total, self.done, self.silent = total, 0, silent
         self.stream = sys.stdout if stream is None else stream
-        self.live = self.stream.isatty() if live is None else live
+        self.live = not silent and (self.stream.isatty() if live is None else live)
         self._shown = ""
         self._lock = threading.Lock()                          # workers of quality cells may run side by side
 
     def say(self, text: str) -> None:
         """A plain line."""
+        if self.silent:
+            return
         with self._lock:
             self._clear()
             print(text, file=self.stream, flush=True)
@@ -80,12 +93,26 @@ class Progress:
                 self._shown = text
                 self._draw()
 
-    def finished(self, record: dict[str, Any], left_s: float | None, log: str | None = None) -> None:
+    def finished(self, record: dict[str, Any], left_s: float | None, log: Path | None = None) -> None:
         """The line of one finished cell; a failure also names its log."""
         self.done += 1
         left = "" if left_s is None or self.done >= self.total else f", ~{duration(left_s)} left"
         line = f"{record['status']:<8}{cell_text(record)}   {outcome_text(record)}   [{self.done}/{self.total}{left}]"
-        self.say(line + (f"\n        log: {log}" if log else ""))
+        self.say(line + (f"\n        log: {self.path(log)}" if log else ""))
+
+    def failure(self, record: dict[str, Any], log: Path | None = None) -> None:
+        """The line of a cell that has failed before, or lacks a metric."""
+        missing = (record.get("quality") or {}).get("missing") or {}
+        reason = record.get("reason") or "; ".join(f"without {name}: {why}" for name, why in missing.items())
+        self.say(f"{record['status']:<8}{record['key']}: {reason}" + (f"\n        log: {self.path(log)}" if log else ""))
+
+    @staticmethod
+    def path(path: Path) -> str:
+        """A path as a person in this folder would write it."""
+        try:
+            return str(path.relative_to(Path.cwd()))
+        except ValueError:
+            return str(path)
 
     def close(self) -> None:
         """Remove the live line."""

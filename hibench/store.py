@@ -16,7 +16,8 @@ from typing import Any
 
 from hibench.errors import HibenchError
 
-__all__ = ["SCHEMA", "Corrupt", "Store", "clean_errors", "finite", "utc_now", "write_json"]
+__all__ = ["SCHEMA", "Corrupt", "Store", "clean_errors", "finite", "read_json", "read_record", "utc_now",
+           "write_json"]
 
 SCHEMA = 1                                                     # of record.json; this version reads nothing newer
 REQUIRED = ("schema", "id", "key", "kind", "status", "method", "axes")
@@ -67,6 +68,15 @@ def write_json(path: Path, value: Any) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
         _sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none that can be read."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 class Store:
@@ -186,11 +196,8 @@ class Store:
     def newest_manifest(self) -> dict[str, Any] | None:
         """The newest manifest that can be read, None = none."""
         for path in sorted(self.runs.glob("*.json"), reverse=True):
-            try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            if isinstance(manifest, dict):
+            manifest = read_json(path)
+            if manifest:
                 return manifest
         return None
 

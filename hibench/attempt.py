@@ -1,0 +1,190 @@
+"""Measures one task in its staging folder, worker by worker, up to a record or a verdict; what is there is not made again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hibench.engines import Engine, Exit, gpu_of, worker_identity
+from hibench.prepare import Task, Verdict
+from hibench.progress import duration
+from hibench.recording import failed, full_disk, make_record, quality_part, read_verdict, speed_part
+from hibench.store import Store, read_json, utc_now, write_json
+
+__all__ = ["Attempt", "processes_of", "shards_of", "times"]
+
+CONTAMINATED = frozenset({"throttled", "contended"})           # flags that make a replicate worth repeating once
+COOL_DOWN_S = 10.0                                             # before a throttled replicate is repeated
+
+
+@dataclass
+class Attempt:
+    """One task being measured."""
+
+    task: Task
+    store: Store
+    engine: Engine
+    env: dict[str, Any]
+    say: Callable[[str], None]                                 # a line for the reader
+    show: Callable[[str], None] | None = None                  # what is going on, every second; None = nobody looks
+    cache: Path | None = None                                  # features of references; None = hibench's own place
+    cool_down_s: float = COOL_DOWN_S
+
+    def open(self) -> Path:
+        """The staging folder, with what an earlier attempt has left in it."""
+        id = self.task.id
+        if self.store.cell(id).exists():
+            folder = self.store.reopen(id)
+            if (read_json(folder / "previous.json").get("quality") or {}).get("missing"):      # made without some extractor
+                for shard in folder.glob("shard-*.npz"):
+                    shard.unlink()
+        return self.store.staging(id)
+
+    # -- speed ---------------------------------------------------------------------------------------------------------
+
+    def replicate(self, replicate: int) -> Verdict | float:
+        """One fresh process, or the one that is already there: its seconds, or the verdict on what went wrong.
+
+        A replicate that the machine has disturbed (throttled, contended) is repeated once."""
+        folder = self.open()
+        path = folder / f"speed-{replicate}.json"
+        if _is_ok(path):
+            return float(read_json(path).get("wall_s") or 0.0)
+        for again in (True, False):
+            path.unlink(missing_ok=True)
+            doing = f"replicate {replicate + 1} of {processes_of(self.task)}"
+            verdict = self._work({"task": "speed", "replicate": replicate}, path.stem, doing, lambda: _is_ok(path))
+            if verdict is not None:
+                return verdict
+            flags = {flag["name"] for flag in read_json(path)["process"]["flags"]}
+            if not again or not flags & CONTAMINATED:
+                break
+            self.say(f"{self.task.cell.key}: {' and '.join(sorted(flags & CONTAMINATED))}; {doing} is measured once more")
+            if "throttled" in flags:
+                time.sleep(self.cool_down_s)
+        return float(read_json(path)["wall_s"])
+
+    def speed_record(self) -> dict[str, Any]:
+        """The record from all replicates."""
+        folder = self.open()
+        processes = [read_json(folder / f"speed-{p}.json")["process"] for p in range(processes_of(self.task))]
+        speed, flags = speed_part(processes)
+        return make_record(self.task, self.env, speed=speed, flags=flags, parameters=processes[0].get("parameters"),
+                           weights_digest=processes[0].get("weights_digest"), **times(folder))
+
+    # -- quality -------------------------------------------------------------------------------------------------------
+
+    def quality(self) -> Verdict | dict[str, Any]:
+        """Make the shards that are not there and score them: the record, or the verdict on what went wrong."""
+        from hibench.worker import shard_is_whole, shard_path
+
+        folder, shards = self.open(), shards_of(self.task)
+        missing = [shard for shard in shards if not shard_is_whole(shard_path(folder, *shard), *shard)]
+        if missing:
+            verdict = self._work({"task": "quality", "shards": shards}, "quality", f"{sum(n for _, n in missing)} samples",
+                                 lambda: all(shard_is_whole(shard_path(folder, *shard), *shard) for shard in missing))
+            if verdict is not None:
+                return verdict
+        scored = folder / "quality.json"
+        scored.unlink(missing_ok=True)
+        verdict = self._work({"task": "score", "shards": shards}, "score", "scoring", scored.exists)
+        if verdict is not None:
+            return verdict
+        quality = quality_part(folder, self.task.cell.settings)
+        parameters = quality.pop("parameters", None)
+        return make_record(self.task, self.env, quality=quality, flags=_quality_flags(quality), parameters=parameters,
+                           **times(folder))
+
+    # -- one worker ----------------------------------------------------------------------------------------------------
+
+    def _work(self, job: dict[str, Any], name: str, doing: str, done: Callable[[], bool]) -> Verdict | None:
+        """Run one job; None when `done()` holds afterwards, else the verdict on what went wrong.
+
+        Raises HibenchError when the disk is full."""
+        cell, folder = self.task.cell, self.store.staging(self.task.id)
+        log, path = folder / "log.txt", folder / f"job-{name}.json"
+        write_json(path, {"replicate": 0, "shards": [], **job, "cell": cell.to_json(), "out": str(folder),
+                          "cache": str(self.cache) if self.cache else None, "parent": worker_identity()})
+        (folder / "status.json").unlink(missing_ok=True)
+        gpu = gpu_of(cell.device) if cell.kind == "speed" else None
+        end = self.engine.run(path, log, timeout_s=cell.timeout_s, gpu=gpu, tick=self._ticker(job, doing))
+        _add_time(folder, end.wall_s)
+        if done():
+            if job["task"] == "speed":
+                _complete(folder / f"{name}.json", end)
+            return None
+        said = read_verdict(folder / "status.json") or read_verdict(folder / f"{name}.json")
+        verdict = failed(end, said, log, doing, cell.timeout_s)
+        stop = full_disk(verdict, log)
+        if stop is not None:
+            raise stop
+        return verdict
+
+    def _ticker(self, job: dict[str, Any], doing: str) -> Callable[[], None] | None:
+        """A function that shows how far a job is; None when nobody looks."""
+        show = self.show
+        if show is None:
+            return None
+        start, folder = time.monotonic(), self.store.staging(self.task.id)
+        shards = [folder / f"shard-{first}-{count}.npz" for first, count in job.get("shards", ())]
+
+        def tick() -> None:
+            part = f", shard {sum(map(Path.exists, shards))} of {len(shards)}" if len(shards) > 1 else ""
+            show(f"{self.task.cell.key}: {doing}{part}, {duration(time.monotonic() - start)}")
+
+        tick()
+        return tick
+
+
+def processes_of(task: Task) -> int:
+    """How many replicates a speed cell has."""
+    return int(task.cell.settings.get("processes", 5))
+
+
+def shards_of(task: Task) -> list[list[int]]:
+    """[first seed, count] of every shard; boundaries lie on whole batches, so that resuming makes the same batches."""
+    settings = task.cell.settings
+    images, first, batch = int(settings["images"]), int(settings.get("first_seed", 0)), int(settings.get("batch", 16))
+    size = max(batch, int(settings.get("shard", 64)) // batch * batch)
+    return [[first + start, min(size, images - start)] for start in range(0, images, size)]
+
+
+def times(folder: Path) -> dict[str, Any]:
+    """When the first run began with a cell, and the seconds that all runs have spent on it (None: none yet)."""
+    seen = read_json(folder / "session.json")
+    return {"started_at": seen.get("started_at") or utc_now(), "wall_s": seen.get("wall_s")}
+
+
+def _add_time(folder: Path, wall_s: float) -> None:
+    seen = times(folder)
+    write_json(folder / "session.json", {"started_at": seen["started_at"], "wall_s": (seen["wall_s"] or 0.0) + wall_s})
+
+
+def _is_ok(path: Path) -> bool:
+    said = read_verdict(path)
+    return said is not None and said["status"] == "ok"
+
+
+def _complete(path: Path, end: Exit) -> None:
+    """Add what only the parent knows to a replicate's file: what the GPU did, how the process ended, how long it took."""
+    said = read_json(path)
+    process = said["process"]
+    flags = list(process.get("flags") or ())
+    if end.trace is not None:
+        summary = end.trace.summary()
+        process["clock_mhz"], process["gpu"] = summary.pop("clock_mhz"), summary
+        flags += end.trace.flags()
+    if end.returncode != 0:
+        flags.append({"name": "unclean_exit", "text": "the process measured everything, and then did not end as it should "
+                      f"(return code {end.returncode}); log.txt tells more"})
+    process["flags"], said["wall_s"] = flags, end.wall_s
+    write_json(path, said)
+
+
+def _quality_flags(quality: dict[str, Any]) -> list[dict[str, str]]:
+    texts = {"nan": "gave features that are not finite", "constant": "have one single colour"}
+    return [{"name": f"bad_{kind}", "text": f"{count} of {quality['n']} images {texts[kind]}; look at the samples"}
+            for kind, count in (quality.get("bad") or {}).items() if count and kind in texts]
