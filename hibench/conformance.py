@@ -116,6 +116,7 @@ class _Suite:
 
     def __init__(self, adapter: Any, device: str) -> None:
         self.adapter, self.device = adapter, device
+        self.settings = _settings()
         self.axes = frozenset(adapter.axes)
         self.square = self._first(SQUARES)
         self.oblong = self._first(OBLONGS)
@@ -240,10 +241,10 @@ class _Suite:
         return "global random states are neither read nor moved"
 
     def check_side_effects(self) -> str:
-        before = _settings()
         self.make(0)
+        before = self.settings
         changed = [f"{name}: {before[name]} became {value}" for name, value in _settings().items() if value != before[name]]
-        need(not changed, f"generate() changed global settings ({'; '.join(changed)})")
+        need(not changed, f"load() or generate() changed global settings ({'; '.join(changed)})")
         return "torch's global settings are as before"
 
     def check_gradient(self) -> str:

@@ -131,26 +131,27 @@ def _text(value: Any) -> str | None:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def open_gpu(visible: str | None = None, nvml: Any = None) -> Gpu | None:
-    """The first GPU that a worker will see, or None without a GPU or a driver.
+def open_gpu(visible: str | None = None, nvml: Any = None, index: int = 0) -> Gpu | None:
+    """The GPU that a worker sees as `cuda:index`, or None without a GPU or a driver.
 
     `visible` is CUDA_VISIBLE_DEVICES (None: taken from the environment). It is read in PCI order, which hibench sets for its
     workers: otherwise torch and NVML may number GPUs differently.
     """
     if visible is None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    first = visible.split(",")[0].strip()
-    if first in ("", "-1", "NoDevFiles"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(index + 1))))
+    names = [name.strip() for name in visible.split(",")]
+    if index >= len(names) or names[index] in ("", "-1", "NoDevFiles"):
         return None
+    name = names[index]
     try:
         nvml = nvml or import_nvml()
     except ImportError:
         return None
     try:
         nvml.nvmlInit()
-        if first.isdigit():
-            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(first)))
-        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(first.encode()))
+        if name.isdigit():
+            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(name)))
+        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(name.encode()))
     except nvml.NVMLError:
         return None
 

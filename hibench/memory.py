@@ -161,7 +161,7 @@ def open_memory(device: str) -> CpuMemory | CudaMemory:
         return CpuMemory()
     from hibench.gpu import open_gpu
 
-    gpu = open_gpu()
+    gpu = open_gpu(index=int(device.partition(":")[2] or 0))
     return CudaMemory(device, gpu.process_used_since_now(os.getpid()) if gpu else lambda: None)
 
 

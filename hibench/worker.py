@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if task not in TASKS:
         print(f"{arguments[0]}: unknown task {task!r}; known: {', '.join(TASKS)}", file=sys.stderr)
         return EXIT_USAGE
+    if "parent" in job:
+        from hibench.engines import die_with_parent
+
+        die_with_parent()
     run_job(job)
     return 0
 
@@ -103,7 +107,8 @@ def run_speed(cell: CellJob) -> dict[str, Any]:
     weights = cell.memory.weights_bytes()
     process["weights_bytes"] = module_bytes(cell.adapter) if weights is None else weights
     settings = cell.settings
-    gpu = open_gpu() if cell.device.startswith("cuda") and settings.get("energy", True) else None
+    on_gpu = cell.device.startswith("cuda")
+    gpu = open_gpu(index=int(cell.device.partition(":")[2] or 0)) if on_gpu and settings.get("energy", True) else None
     timed = measure(cell.generate, device=cell.device, images=int(settings.get("images", 10)),
                     warmup=int(settings.get("warmup", 2)), max_seconds=settings.get("max_seconds"), steps=cell.steps,
                     check=cell.check_image, before_timing=cell.memory.reset_peak)
@@ -115,7 +120,7 @@ def run_speed(cell: CellJob) -> dict[str, Any]:
     process.update(energy(cell, gpu), compile=compile_counters(), clock_mhz=None)
     process.update(untimed_pass(cell))
     process.update(device=cell.device,
-                   device_name=torch.cuda.get_device_name(cell.device) if cell.device != "cpu" else None,
+                   device_name=torch.cuda.get_device_name(cell.device) if on_gpu else None,
                    threads=torch.get_num_threads(), allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
                    cudnn_benchmark=torch.backends.cudnn.benchmark,
                    parameters=ask(cell.adapter, "parameters"), weights_digest=ask(cell.adapter, "weights_digest"))
@@ -226,7 +231,7 @@ def shard_is_whole(path: Path, first: int, count: int) -> bool:
     import numpy as np
 
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             return bool(np.array_equal(stored["seeds"], np.arange(first, first + count)))
     except (OSError, ValueError, KeyError, EOFError):
         return False
