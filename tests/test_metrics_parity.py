@@ -122,7 +122,7 @@ def test_clean_features_and_distance_equal_clean_fid_from_the_same_files(peer: F
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(Layers(), torch.rand(1, 3, 299, 299), check_trace=False).save(str(tmp_path / "inception-2015-12-05.pt"))
+        torch.jit.trace(Layers(), torch.rand(1, 3, 75, 75), check_trace=False).save(str(tmp_path / "inception-2015-12-05.pt"))
         network = InceptionV3W(str(tmp_path), download=False)
         with torch.jit.optimized_execution(False):
             theirs = cleanfid.get_folder_features(str(folder), network, num_workers=0, batch_size=12, device=torch.device("cpu"),
