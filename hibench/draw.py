@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BASELINE", "COLUMN_IN", "DASHES", "DPI", "PAGE_IN", "RC", "Drawn", "finish", "looks_of", "panels", "save", "ticks",
-           "value_scale"]
+__all__ = ["BASELINE", "COLUMN_IN", "DASHES", "DPI", "PAGE_IN", "RC", "Drawn", "finish", "log_ticks", "looks_of", "panels",
+           "save", "ticks", "value_scale"]
 
 COLUMN_IN, PAGE_IN = 3.3, 6.8                             # widths of a column and of a page of the usual templates, inches
 DPI = 200
@@ -92,7 +92,7 @@ def _legend(figure: "Figure", handles: dict[str, Any], width: float) -> int:
 def value_scale(axes: "Axes", values: Sequence[float], *, log_above: float | None, from_zero: bool = False,
                 which: str = "y") -> None:
     """Scale an axis: logarithmic when its positive values span more than a factor of `log_above`; ticks are plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import MaxNLocator
 
     axis, limit = (axes.yaxis, axes.set_ylim) if which == "y" else (axes.xaxis, axes.set_xlim)
     low, high = min(values, default=0.0), max(values, default=1.0)
@@ -102,15 +102,25 @@ def value_scale(axes: "Axes", values: Sequence[float], *, log_above: float | Non
         (axes.set_yscale if which == "y" else axes.set_xscale)("log")
         room = 10 ** (0.03 + 0.08 * math.log10(high / low))
         limit(low / room, high * room)
-        decades = math.log10(high / low) + 0.1
-        fine = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 0.9 else (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0)
-        axis.set_major_locator(LogLocator(subs=fine if decades < 3.2 else (1.0,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
+        log_ticks(axes, which)
         return
     axis.set_major_locator(MaxNLocator(5))
     room = 0.1 * ((high - (0.0 if from_zero else low)) or abs(high) or 1.0)
     limit(0.0 if from_zero else low - room, high + room)
+
+
+def log_ticks(axes: "Axes", which: str = "y") -> None:
+    """On a logarithmic axis, plain numbers as ticks, as many as its present limits can take."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis, (low, high) = (axes.yaxis, axes.get_ylim()) if which == "y" else (axes.xaxis, axes.get_xlim())
+    if axis.get_scale() != "log":
+        return
+    decades = math.log10(high / low)
+    fine = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 0.9 else (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0)
+    axis.set_major_locator(LogLocator(subs=fine if decades < 3.2 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def ticks(axes: "Axes", labels: dict[float, str], *, log2: bool, width_in: float) -> None:

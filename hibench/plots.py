@@ -228,8 +228,11 @@ def _panel(axes: "Axes", lines: list[Line], axis: str, measure: Measure, looks: 
         if x is not None and (x not in labels or line.height == line.width):
             labels[x] = resolution_text(line.height, line.width) if axis == "resolution" else f"{x:g}"
     draw.ticks(axes, labels, log2=axis != "sparsity", width_in=width_in)
-    _baselines(axes, [line for line in lines if line.role], axis, measure, handles)
-    return _mark_failed(axes, own, axis, measure, looks)
+    if measure.kind == "quality":
+        _baselines(axes, [line for line in lines if line.role], axis, measure, handles)
+    failed = _mark_failed(axes, own, axis, measure, looks)
+    draw.log_ticks(axes)
+    return failed
 
 
 def _ends(lines: list[Line], axis: str, measure: Measure) -> list[tuple[float, float, float, float]]:
@@ -331,6 +334,7 @@ def _pareto(name: str, stem: str, lines: list[Line], measure: Measure, latency: 
         _pareto_panel(axes, mine, measure, latency, looks, handles)
         beside = [line for line in quality if line.role and (line.height, line.width) == size]
         _baselines(axes, beside, "steps", measure, handles)
+        draw.log_ticks(axes)
         axes.set_title(resolution_text(*size), loc="left", pad=3)
         axes.set_xlabel(latency.label)
         axes.set_ylabel(measure.label)
@@ -348,6 +352,7 @@ def _pareto_panel(axes: "Axes", lines: list[Line], measure: Measure, latency: Me
     points.sort(key=lambda point: (point[0].method, point[1][0]))
     draw.value_scale(axes, [end for _, x, _ in points for end in x if math.isfinite(end)], log_above=0.0, which="x")
     draw.value_scale(axes, [end for _, _, y in points for end in y if math.isfinite(end)], log_above=measure.log_above)
+    few = len({line.method for line, _, _ in points}) <= 3
     for method, group in itertools.groupby(points, lambda point: point[0].method):
         mine = list(group)
         wide = [[_length(x, end) for _, x, _ in mine] for end in (1, 2)]
@@ -355,7 +360,8 @@ def _pareto_panel(axes: "Axes", lines: list[Line], measure: Measure, latency: Me
         handles[method] = axes.errorbar([x[0] for _, x, _ in mine], [y[0] for _, _, y in mine], xerr=wide, yerr=tall,
                                         capsize=1.5, elinewidth=0.8, capthick=0.8, **looks[method])
         vary = _varying([point[0] for point in mine])
-        for line, x, y in mine if vary and len(mine) <= 6 else ():
+        named = mine if len(mine) <= 6 and few else [mine[0], mine[-1]]
+        for line, x, y in named if vary else ():
             said = str(line.steps) if vary == ["steps"] else tables.settings_text(line, vary)
             axes.annotate(said, (x[0], y[0]), xytext=(4, 3), textcoords="offset points", fontsize=6, color="0.3")
     sign = 1.0 if measure.better == "lower" else -1.0

@@ -2,147 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hibench import tables, typeset
-from hibench.errors import HibenchError, SpecError, did_you_mean
+from hibench.errors import SpecError, did_you_mean
+from hibench.rows import load_rows, sweep_rows
 from hibench.tables import Row, number
 from hibench.typeset import escape_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FORMATS", "flatten", "hardware_name", "load_records", "load_table", "records_csv", "sweep_rows", "write_report"]
+__all__ = ["FORMATS", "load_table", "records_csv", "write_report"]
 
 FORMATS = ("md", "csv", "tex", "png", "pdf")
-SCHEMA = 1
 FIRST = ("key", "method", "kind", "status", "height", "width", "steps", "sparsity", "latency_p50_s", "latency_p90_s",
          "latency_lo_s", "latency_hi_s", "peak_bytes", "peak_source", "weights_bytes", "first_image_s", "load_s", "flops",
          "nfe", "energy_j_per_image", "n", "reason", "flags", "id", "parameters")
 COUNTS = ("height", "width", "steps", "peak_bytes", "weights_bytes", "flops", "nfe", "n", "parameters", "images", "processes")
 
 
-def load_records(results: Path) -> list[dict[str, Any]]:
-    """Every record under results/cells, ordered by key and id.
-
-    Raises HibenchError when there is none, or when a record cannot be read (the message names the file)."""
-    paths = sorted((Path(results) / "cells").glob("*/*/record.json"))
-    if not paths:
-        raise HibenchError(f"no records in {results}: nothing was run there; next: hibench run benchmarks.yaml")
-    records = [_read(path) for path in paths]
-    for path, record in zip(paths, records):
-        if record.get("schema") != SCHEMA:
-            raise HibenchError(f"{path}: record of schema {record.get('schema')!r}, this hibench reads {SCHEMA}; "
-                               "next: use the hibench that wrote it, or run the cell again")
-    return sorted(records, key=lambda record: (record["key"], record["id"]))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HibenchError(f"{path}: cannot be read ({error}); next: delete its folder and run again") from error
-    if not isinstance(read, dict):
-        raise HibenchError(f"{path}: holds no JSON object; next: delete its folder and run again")
-    return read
-
-
-def flatten(record: dict[str, Any]) -> Row:
-    """A record as one flat row; keys with an underscore hold what does not fit a cell of a table."""
-    speed, quality, env = record.get("speed") or {}, record.get("quality") or {}, record.get("env") or {}
-    method, axes, git = record["method"], record["axes"], (env.get("git") or {})
-    metrics = dict(quality.get("values") or {})
-    broken = {name: f"not a finite number ({entry.get('value')})" for name, entry in metrics.items()
-              if number(entry.get("value")) is None}
-    span = [number(end) for end in speed.get("latency_ci_s") or ()] or [None, None]
-    extractors = sorted({str(entry["extractor"]) for entry in metrics.values() if entry.get("extractor")})
-    row: Row = {
-        "key": record["key"], "method": method["name"], "kind": record["kind"], "status": record["status"],
-        "height": axes["height"], "width": axes["width"], "steps": axes.get("steps"),
-        "sparsity": number(axes.get("sparsity")) or 0.0,
-        "latency_lo_s": span[0], "latency_hi_s": span[1], "peak_source": speed.get("peak_source"),
-        "n": number(quality.get("n") if quality else speed.get("images")), "reason": _reason(record),
-        "flags": ";".join(str(flag.get("name")) for flag in record.get("flags") or ()), "id": record["id"],
-        "parameters": number(method.get("parameters")), "adapter": method.get("adapter"), "weights": method.get("weights"),
-        "images": number(speed.get("images")), "processes": len(speed.get("processes") or ()) or None,
-        "extractor": ";".join(extractors) or None, "hardware": hardware_name(env.get("hardware") or {}),
-        "hardware_digest": env.get("hardware_digest"), "software_digest": env.get("software_digest"),
-        "adapter_digest": method.get("adapter_digest"), "weights_digest": method.get("weights_digest"),
-        "commit": git.get("commit"), "dirty": git.get("dirty"), "started_at": record.get("started_at"),
-        "wall_s": number(record.get("wall_s")),
-        "method_options": json.dumps(method.get("options") or {}, sort_keys=True),
-    }
-    for name in ("latency_p50_s", "latency_p90_s", "peak_bytes", "weights_bytes", "first_image_s", "load_s", "flops", "nfe",
-                 "energy_j_per_image"):
-        row[name] = number(speed.get(name))
-    row["_options"] = axes.get("options") or {}
-    row["_metrics"] = {name: entry for name, entry in metrics.items() if name not in broken}
-    row["_missing"] = {**(quality.get("missing") or {}), **broken}
-    row["_flags"] = [str(flag.get("text") or flag.get("name")) for flag in record.get("flags") or ()]
-    row["_samples"] = list(quality.get("samples") or ())
-    row["_intervals"] = {"latency_p50_s": (span[0], span[1]), "peak_bytes": _peak_range(speed, row["peak_bytes"])}
-    row["_env"] = env
-    return row
-
-
-def _peak_range(speed: dict[str, Any], peak: float | None) -> tuple[float | None, float | None]:
-    """Smallest and largest peak over the processes, widened to hold the reported one; (None, None) below two processes."""
-    peaks = []
-    for process in speed.get("processes") or ():
-        allocated = number(process.get("peak_allocated_bytes"))
-        resident, idle = number(process.get("peak_rss_bytes")), number(process.get("idle_rss_bytes"))
-        over_idle = None if resident is None or idle is None else resident - idle
-        value = allocated if speed.get("peak_source") == "cuda-allocated" else over_idle
-        peaks += [] if value is None else [value]
-    if len(peaks) < 2 or peak is None:
-        return None, None
-    return min(*peaks, peak), max(*peaks, peak)
-
-
-def _reason(record: dict[str, Any]) -> str | None:
-    """Why a cell is not ok, in one line; None for a cell that is."""
-    failure = record.get("failure") or {}
-    said = record.get("reason") or failure.get("message")
-    if failure.get("stage") and said:
-        said = f"in {failure['stage']}: {said}"
-    wanted = number(failure.get("requested_bytes"))
-    if wanted and "iB" not in str(said):
-        said = f"{said or 'out of memory'} (asked for {wanted / 2**30:.2f} GiB)"
-    return " ".join(str(said).split()) if said else None
-
-
-def hardware_name(hardware: dict[str, Any]) -> str:
-    """A short name of a machine: its GPUs, or its CPU with the number of cores."""
-    gpus = hardware.get("gpus") or hardware.get("gpu") or []
-    gpus = gpus if isinstance(gpus, list) else [gpus]
-    names = [str(gpu.get("name", "GPU")) if isinstance(gpu, dict) else str(gpu) for gpu in gpus]
-    if names:
-        return ", ".join(f"{names.count(name)} × {name}" if names.count(name) > 1 else name for name in sorted(set(names)))
-    cpu = next((hardware[key] for key in ("cpu", "cpu_model", "cpu_name", "machine") if hardware.get(key)), "unknown machine")
-    inside = cpu if isinstance(cpu, dict) else hardware
-    name = str(inside.get("name") or inside.get("model") or "CPU") if isinstance(cpu, dict) else str(cpu)
-    cores = next((inside[key] for key in ("cores", "cpu_count", "logical_cores", "threads") if inside.get(key)), None)
-    return f"{name} ({cores} cores)" if cores else name
-
-
-def load_rows(results: Path) -> list[Row]:
-    """All records as flat rows; machines with the same name but another digest are told apart by their digest."""
-    rows = [flatten(record) for record in load_records(results)]
-    digests: dict[str, set[str]] = {}
-    for row in rows:
-        digests.setdefault(row["hardware"], set()).add(str(row["hardware_digest"]))
-    for row in rows:
-        if len(digests[row["hardware"]]) > 1:
-            row["hardware"] = f"{row['hardware']} [{str(row['hardware_digest'])[:6]}]"
-    return rows
-
-
 def load_table(results: Path) -> "pd.DataFrame":
     """One row per record: key, method, axes, numbers in base units, a column per metric and `<metric>_pm`."""
-    return _frame(load_rows(results))
+    return _frame(load_rows(results)[0])
 
 
 def _frame(rows: list[Row]) -> "pd.DataFrame":
@@ -174,54 +58,6 @@ def records_csv(results: Path) -> str:
     return str(load_table(results).to_csv(index=False, lineterminator="\n"))
 
 
-def sweep_rows(results: Path, rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of every sweep, as the newest manifest that names the sweep lists its keys.
-
-    A quality key gives its newest row. A speed key gives one row per machine, as long as method and weights are the same.
-    A key without a record gives a row of status `not run`. Without any manifest everything is one sweep, `all`.
-    """
-    manifests = [_read(path) for path in sorted((Path(results) / "runs").glob("*.json"), reverse=True)]
-    sweeps: dict[str, list[str]] = {}
-    for manifest in manifests:
-        for name, keys in (manifest.get("sweeps") or {}).items():
-            sweeps.setdefault(name, list(keys))
-    by_key: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (str(row["started_at"]), row["id"]), reverse=True):
-        by_key.setdefault(row["key"], []).append(row)
-    if not sweeps:
-        sweeps = {"all": sorted(by_key)}
-    rank = [manifest.get("cells") or {} for manifest in manifests]
-    return {name: [row for key in dict.fromkeys(keys) for row in _answers(key, by_key.get(key, []), rank)]
-            for name, keys in sweeps.items()}
-
-
-def _answers(key: str, found: list[Row], manifests: list[dict[str, str]]) -> list[Row]:
-    """The rows that answer a key, newest manifest first; rows that no manifest names only when there is no other."""
-    by_id = {row["id"]: row for row in found}
-    named = [by_id[ids[key]] for ids in manifests if ids.get(key) in by_id]
-    found = list({row["id"]: row for row in named or found}.values())
-    if not found:
-        return [_not_run(key)]
-    code = ("adapter_digest", "weights_digest", "_options")
-    same = [row for row in found if all(row[name] == found[0][name] for name in code)]
-    if found[0]["kind"] != "speed":
-        return same[:1]
-    return list({row["hardware"]: row for row in reversed(same)}.values())[::-1]
-
-
-def _not_run(key: str) -> Row:
-    """A row for a key that has no record (yet): what the key says, and nothing else."""
-    method, kind, size, *more = key.split("/")
-    height, _, width = size.partition("x")
-    said = dict(part.partition("=")[::2] for part in more)
-    steps, sparsity = said.pop("steps", None), said.pop("sparsity", 0)
-    row = flatten({"key": key, "id": "", "kind": kind, "status": "not run", "method": {"name": method, "adapter": method},
-                   "axes": {"height": int(height), "width": int(width or height), "steps": int(steps) if steps else None,
-                            "sparsity": float(sparsity), "options": said},
-                   "reason": "this cell has no record yet; run again to resume"})
-    return {**row, "hardware": None}
-
-
 def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write records.csv, tables/, plots/ and report.md under `out`; returns the paths written, in order.
 
@@ -230,7 +66,7 @@ def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS) 
         if name not in FORMATS:
             raise SpecError(f"unknown report format '{name}'{did_you_mean(name, FORMATS)}; known: {', '.join(FORMATS)}")
     results, out = Path(results), Path(out)
-    rows = load_rows(results)
+    rows, problems = load_rows(results)
     written: list[Path] = []
     if "csv" in formats:
         written.append(_put(out / "records.csv", str(_frame(rows).to_csv(index=False, lineterminator="\n"))))
@@ -248,7 +84,7 @@ def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS) 
             drawn[name].append((caption, paths))
             written += paths
     if "md" in formats:
-        written.append(_put(out / "report.md", _index(rows, made, drawn, out)))
+        written.append(_put(out / "report.md", _index(rows, problems, made, drawn, out)))
     return written
 
 
@@ -258,7 +94,8 @@ def _put(path: Path, text: str) -> Path:
     return path
 
 
-def _index(rows: list[Row], made: dict[str, tables.Table], drawn: dict[str, list[tuple[str, list[Path]]]], out: Path) -> str:
+def _index(rows: list[Row], problems: list[str], made: dict[str, tables.Table],
+           drawn: dict[str, list[tuple[str, list[Path]]]], out: Path) -> str:
     """report.md: summary, a section per sweep with table, plots and provenance, failures, environment."""
     counts = {status: sum(row["status"] == status for row in rows) for status in sorted({row["status"] for row in rows})}
     text = ["# Benchmark report", "",
@@ -271,8 +108,8 @@ def _index(rows: list[Row], made: dict[str, tables.Table], drawn: dict[str, list
             files = [path.relative_to(out).as_posix() for path in paths]
             shown = next((file for file in files if file.endswith(".png")), None)
             links = ", ".join(f"[{file.rsplit('.', 1)[1].upper()}]({file})" for file in files)
-            said = escape_markdown(caption)
-            text += [*([f"![{said}]({shown})", ""] if shown else []), f"{said} ({links})", ""]
+            image = [f"![{escape_markdown(caption.split('. ')[0])}]({shown})", ""] if shown else []
+            text += [*image, f"{escape_markdown(caption)} ({links})", ""]
         text += _provenance(table)
     failed = [row for row in rows if row["status"] != "ok" or row["_missing"]]
     if failed:
@@ -282,6 +119,8 @@ def _index(rows: list[Row], made: dict[str, tables.Table], drawn: dict[str, list
             why = escape_markdown(row["reason"] or missing)
             text.append(f"| {escape_markdown(row['key'])} | {row['status']} | {why} | `{row['id']}` |")
         text.append("")
+    if problems:
+        text += ["## Records that cannot be read", "", *(f"- {escape_markdown(problem)}" for problem in problems), ""]
     return "\n".join([*text, *_environment(rows)]).rstrip() + "\n"
 
 

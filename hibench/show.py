@@ -116,6 +116,7 @@ def _draw_samples(name: str, stem: str, cells: dict[tuple[str, str], Line], rows
                 if picture is not None:
                     axes.imshow(np.asarray(picture), interpolation="none", aspect="auto")
                     continue
+                axes.set(xlim=(0, 1), ylim=(0, 1))
                 axes.fill_between([0, 1], 0, 1, color="0.94", linewidth=0)
                 status = "no sample" if status == "ok" else status
                 axes.text(0.5, 0.5, status, ha="center", va="center", fontsize=6, color="0.35")
@@ -219,13 +220,11 @@ def _generate(what: str, resolution: tuple[int, int], seeds: list[int], steps: i
               options: dict[str, Any]) -> tuple[Any, list[str]]:
     """Images uint8 [B, 3, H, W] of a method with its reference weights, one caption `seed N` each."""
     import numpy as np
-    import torch
 
+    from hibench.job import resolve_device
     from hibench.registry import load_adapter
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    adapter = load_adapter(what)("reference", options, device, "float32")
+    adapter = load_adapter(what)("reference", options, resolve_device(device), "float32")
     reason = adapter.supports({"height": resolution[0], "width": resolution[1], "steps": steps, "sparsity": sparsity})
     if reason is not None:
         raise SpecError(f"show: {what} cannot do this: {reason}")

@@ -128,9 +128,10 @@ def metric_names(rows: Iterable[Row]) -> list[str]:
 
 def attached(name: str, names: Iterable[str]) -> str:
     """The honest name that a missing family name stands for, when exactly one metric is of that family."""
-    families = {name, {"fid": "fd", "kid": "kd"}.get(name, name)}
-    same = [other for other in names if other.partition("@")[0] in families]
-    return name if "@" in name or name in names or len(same) != 1 else same[0]
+    family, _, extractor = name.partition("@")
+    families = {family, {"fid": "fd", "kid": "kd"}.get(family, family)}
+    same = [other for other in names if other.partition("@")[0] in families and extractor in ("", other.partition("@")[2])]
+    return name if name in names or len(same) != 1 else same[0]
 
 
 def interval(row: Row | None, name: str) -> tuple[float, float, float] | None:
@@ -185,7 +186,7 @@ def build(name: str, rows: list[Row]) -> Table:
     group = _groups(lines)
     for column in columns:
         _mark_best(lines, column, group)
-    return Table(name, _caption(name, lines, columns), columns, lines, notes)
+    return Table(name, _caption(lines, columns), columns, lines, notes)
 
 
 def _columns(lines: list[Line], metrics: list[str]) -> list[Column]:
@@ -301,16 +302,16 @@ def _protocol(line: Line, column: Column) -> tuple[Any, ...]:
     return tuple(entry.get(name) for name in ("n", "n_reference", "weights_sha256", "resize", "reference_digest"))
 
 
-def _caption(name: str, lines: list[Line], columns: list[Column]) -> str:
+def _caption(lines: list[Line], columns: list[Column]) -> str:
     """Everything a reader needs in order not to misread the table: n, extractor, reference, machine, units, marks."""
     speed = [line.speed for line in lines if line.speed and line.speed["status"] == "ok"]
     entries = [entry for line in lines if line.quality for entry in line.quality["_metrics"].values()]
-    says = [f"Sweep {name}."]
+    says = []
     if entries:
         rule = _values(entries, "pm_rule") or "not recorded"
         says.append(f"n = {_span(entries, 'n')} images per quality cell; ± of quality: {rule}.")
-        for extractor in sorted({str(entry.get("extractor")) for entry in entries}):
-            mine = [entry for entry in entries if str(entry.get("extractor")) == extractor]
+        for extractor in sorted({str(entry["extractor"]) for entry in entries if entry.get("extractor")}):
+            mine = [entry for entry in entries if entry.get("extractor") == extractor]
             said = f"Extractor {extractor} (weights {_values(mine, 'weights_sha256', 8) or 'not recorded'}"
             said += f", resize {_values(mine, 'resize')})" if _values(mine, "resize") else ")"
             if _values(mine, "reference"):
@@ -319,7 +320,7 @@ def _caption(name: str, lines: list[Line], columns: list[Column]) -> str:
             says.append(f"{said}.")
     if speed:
         says.append(f"Latency per image: median over {_span(speed, 'images')} images in {_span(speed, 'processes')} processes "
-                    f"on {_values(speed, 'hardware')}; ± is the wider side of its confidence interval.")
+                    f"on {_values(speed, 'hardware')}; ± is the wider side of its 95 % confidence interval over processes.")
         sources = {str(row["peak_source"]) for row in speed if row["peak_source"]}
         peaks = sorted(PEAK_SOURCES.get(source, source) for source in sources)
         if peaks:
@@ -340,7 +341,8 @@ def _caption(name: str, lines: list[Line], columns: list[Column]) -> str:
 
 def _values(rows: list[Row], name: str, letters: int | None = None) -> str:
     said = {row[name] for row in rows if row.get(name) is not None}
-    return ", ".join(sorted({str(plain(value) if isinstance(value, float) else value)[:letters] for value in said}))
+    texts = sorted({str(plain(value) if isinstance(value, float) else value)[:letters] for value in said})
+    return ", ".join(texts) if len(texts) <= 4 or letters is None else f"{len(texts)} different"
 
 
 def _span(rows: list[Row], name: str) -> str:

@@ -61,7 +61,7 @@ def to_markdown(table: Table, *, title: bool = True) -> str:
     for column in table.columns:
         named = escape_markdown(column.title + (f"@{column.qualifier}" if column.qualifier else ""))
         head.append(named + (f" ({column.unit})" if column.unit else "") + _arrow(column))
-    out = [f"**Table: {escape_markdown(table.name)}.** {escape_markdown(table.caption)}", ""] if title else []
+    out = [f"**Table: sweep {escape_markdown(table.name)}.** {escape_markdown(table.caption)}", ""] if title else []
     out += ["| " + " | ".join(head) + " |", "|" + "---|" * len(labels) + "---:|" * len(table.columns)]
     for line in table.lines:
         fields = [escape_markdown(text(line)) for _, text in labels]
@@ -91,7 +91,7 @@ def to_latex(table: Table) -> str:
         second = column.unit + (f" @{column.qualifier}" if column.qualifier else "")
         title = escape_latex(column.title + _arrow(column))
         head.append(rf"\shortstack{{{title}\\{{\scriptsize {escape_latex(second.strip())}}}}}" if second else title)
-    caption = re.sub(r"2\\textasciicircum\{\}(\d+)", r"$2^{\1}$", escape_latex(table.caption))
+    caption = re.sub(r"2\\textasciicircum\{\}(\d+)", r"$2^{\1}$", escape_latex(f"Sweep {table.name}. {table.caption}"))
     label = re.sub(r"[^A-Za-z0-9]+", "-", table.name)
     out = ["% needs \\usepackage{booktabs}; the CSV beside this file has every column and the id of every record",
            r"\begin{table*}", r"\centering\small\setlength{\tabcolsep}{4pt}", rf"\caption{{{caption}}}",

@@ -179,6 +179,7 @@ def suite(root: Path, *, methods: tuple[str, ...] = ("infty-diff", "ldm", "upsam
         for fraction in sparsity if method == "infty-diff" else (None,) if baseline else ():
             add("sparsity", method, 128, None if baseline else 50, fraction)
     records = list(made.values())
+    sweeps = {name: keys for name, keys in sweeps.items() if keys}
     write(root, records, samples=samples)
     for position, machine in enumerate(hardware):
         mine = [one for one in records if one["kind"] == "quality" or one["env"]["hardware"] == machine]
