@@ -36,7 +36,7 @@ in one record for the same weights and settings.
 Exit codes: 0 good · 1 regression · 2 bad benchmark file or usage · 3 some cells failed or nothing was measured
             4 only unsure, under --strict · 130 interrupted
 """
-QUIET = ("list", "show", "report", "doctor", "--help", "-h", "--version")      # verbs whose reader may leave early
+PRINTING = ("list_", "show", "report", "fetch")                # functions of verbs whose reader may leave early
 
 app = typer.Typer(name="hibench", help=EXAMPLES, add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,24 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = EXIT_OK
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else EXIT_OK if stop.code is None else EXIT_USAGE
-    except BrokenPipeError:
-        return _reader_left(args)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        return _reader_left(args)
+    except BrokenPipeError:                          # of --help
+        return _reader_left("list_")
     return code
 
 
-def _reader_left(args: list[str]) -> int:
+def _reader_left(verb: str) -> int:
     """Who reads our output has gone: be silent from here on; it is no failure of a verb that only prints."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):                    # a stdout without a file descriptor, in tests
         sys.stdout = open(os.devnull, "w")           # noqa: SIM115  lives as long as the process
-    return EXIT_OK if not args or args[0] in QUIET else EXIT_INTERRUPTED
+    return EXIT_OK if verb in PRINTING else EXIT_INTERRUPTED
 
 
 def verb(function: Callable[..., int | None]) -> Callable[..., None]:
@@ -87,6 +83,9 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
     def command(*args: Any, **kwargs: Any) -> None:
         try:
             code = function(*args, **kwargs) or EXIT_OK
+            sys.stdout.flush()
+        except BrokenPipeError:
+            code = _reader_left(function.__name__)
         except HibenchError as error:
             _say(str(error))
             code = error.exit_code
@@ -142,19 +141,12 @@ def run(
 
     loaded, chosen, part = _load(spec, set_), _words(only), _shard(shard)
     _check_choice("--progress", progress, ("auto", "plain", "none"))
-    if device is not None:
-        _check_device(device)
-    plan = expand(loaded, chosen)
+    _check_device(device or "auto")
     from hibench.runner import run_spec
 
-    code = run_spec(loaded, plan, out=out, only=chosen, dry_run=dry_run, fail_fast=fail_fast, retry=retry, shard=part,
-                    jobs=jobs, device=device, progress=progress)
-    if report and not dry_run and any(out.glob("cells/*/*/record.json")):
-        from hibench.report import write_report
-
-        write_report(out, out / "report")
-        print(f"tables and plots: {out / 'report' / 'report.md'}")
-    return code
+    plan = expand(loaded, chosen)
+    return run_spec(loaded, plan, out=out, only=chosen, dry_run=dry_run, fail_fast=fail_fast, retry=retry, shard=part,
+                    jobs=jobs, device=device, progress=progress, report=report)
 
 
 @app.command("list")
@@ -245,6 +237,7 @@ def score(
     extractor: Annotated[str, Option("--extractor", metavar="NAME", help="See `hibench list extractors`.")] = "scenes-clip",
     weights: Annotated[Path | None, Option("--weights", help="The weights file of the extractor.")] = None,
     crop: Annotated[int | None, Option("--crop", min=1, help="Compare random crops of this many pixels a side.")] = None,
+    prompts: Annotated[Path | None, Option("--prompts", help="A text file, one prompt per image, for clip-score.")] = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> int:
@@ -258,7 +251,7 @@ def score(
     from hibench.score import run_score
 
     return run_score(images, reference, metrics=_words(metrics) or None, extractor=extractor, weights=weights, crop=crop,
-                     as_json=as_json, device=device)
+                     as_json=as_json, device=device, prompts=prompts)
 
 
 @app.command("test")

@@ -50,7 +50,7 @@ def load_adapter(adapter: str) -> type[Adapter]:
 def contract_problems(cls: Any) -> list[str]:
     """What a class lacks to be an adapter, one sentence each; empty = it has every member."""
     if not inspect.isclass(cls):
-        return [f"it is a {type(cls).__name__}, not a class"]
+        return [f"it is of type {type(cls).__name__}, not a class"]
     problems = []
     if not isinstance(getattr(cls, "name", None), str):
         problems.append("it lacks the class attribute 'name', a text")

@@ -252,8 +252,9 @@ version: 1
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=3)
-VALUES = st.recursive(SCALARS,
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3), max_leaves=6)
+KEYS = st.text(max_size=2)
+VALUES = st.recursive(SCALARS, lambda inner:
+                      st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=2), max_leaves=6)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
