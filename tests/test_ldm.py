@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hibench.adapter import Adapter, Stage, seeded_noise
+from hibench.adapter import Adapter, Stage, seeded_noise, to_uint8
 from hibench.errors import AdapterError, MissingWeights, SpecError
 from hibench.golden import run_golden
-from methods.ldm import LDM, adapter, checkpoint, configs, golden, model, sampling
+from methods.ldm import LDM, adapter, checkpoint, conditional, configs, golden, model, sampling, tiling
+from methods.ldm import options as ldm_options
 from methods.ldm.model import LatentDiffusion
 
 GOLDEN = Path(__file__).parent / "golden" / "ldm"
@@ -134,6 +135,8 @@ def test_supports_says_what_is_nearest(tiny: LDM) -> None:
     ("random", {"eta": -1}, "option eta: -1 is not a number >= 0"),
     ("random", {"guidance": "high"}, "option guidance: 'high'"),
     ("random", {"sampler": "plms"}, "option sampler: 'plms' is not one of ddim, ddpm, dpm"),
+    ("random", {"class": "dog"}, "option class: 'dog' is not the number of a class"),
+    ("random", {"ema": "no"}, "option ema: 'no' is not true or false"),
     ("random", {"patch": 0}, "option patch: 0 is not a number of latents"),
     ("reference", {"config": "tiny"}, "weights: reference has its own configuration"),
 ])
@@ -146,7 +149,8 @@ def test_classes_and_guidance(monkeypatch) -> None:
     params = configs.model("vq-f4", 16, 3, 32, [1, 2], [2], classes=5, class_dim=16)
     params["unet_config"]["params"]["num_res_blocks"] = 1
     params["first_stage_config"] = configs.tiny()["first_stage_config"]
-    monkeypatch.setattr(adapter, "model_params", lambda name: params)
+    for module in (adapter, ldm_options):
+        monkeypatch.setattr(module, "model_params", lambda name: params)
     base = {"config": "small", "null_class": 4}
     images = {}
     for name, options in {"plain": {}, "guided": {"guidance": 4.0}, "other": {"class": 2}, "same": {"class": 1}}.items():
@@ -220,7 +224,7 @@ def test_adapter_follows_the_official_sampler() -> None:
     inputs = {"x_T": seeded_noise((3, 12, 12), [5]), "noise": noise}
     with torch.inference_mode():
         z, *_ = golden.run_ddim(ldm.model, inputs, {"S": 10, "eta": 1.0}, None, None)
-        expected = adapter.to_uint8(ldm.model.decode(z))[0]
+        expected = to_uint8(ldm.model.decode(z))[0]
     assert (image.int() - expected.int()).abs().max() <= 2
 
 
@@ -304,6 +308,78 @@ def test_zip_and_first_stage_checkpoints(tmp_path: Path, official: dict) -> None
     (tmp_path / "cut.zip").write_bytes((tmp_path / "vq-f4.zip").read_bytes()[:5000])
     with pytest.raises(AdapterError, match="truncated"):
         checkpoint.read_state_dict(tmp_path / "cut.zip")
+
+
+def test_first_stage_alone(tmp_path: Path, official: dict) -> None:
+    config = official["first_stage_config"]
+    whole = checkpoint.load_first_stage(CHECKPOINT, config)
+    state = whole.state_dict() | {"loss.discriminator.main.0.weight": torch.zeros(2)}
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    with zipfile.ZipFile(tmp_path / "vq-f4.zip", "w") as archive:
+        archive.write(tmp_path / "model.ckpt", "model.ckpt")
+    alone = checkpoint.load_first_stage(tmp_path / "vq-f4.zip", config)
+    x = torch.rand(1, 3, 24, 24) * 2 - 1
+    with torch.inference_mode():
+        assert torch.equal(alone.encode(x), whole.encode(x))
+    with pytest.raises(AdapterError, match="does not fit the configured network"):
+        checkpoint.load_first_stage(CHECKPOINT, configs.first_stage_config("vq-f4"))
+
+
+def conditional_model(extra: int) -> LatentDiffusion:
+    params = configs.tiny()
+    params["unet_config"]["params"]["in_channels"] += extra
+    return model.random_model(params)
+
+
+def test_super_resolution_follows_its_input() -> None:
+    network, low = conditional_model(3), torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    high = conditional.super_resolve(network, low, [0, 1], steps=4)
+    assert high.shape == (2, 3, 64, 96)
+    assert high.abs().max() <= 1
+    alone = conditional.super_resolve(network, low[1:], [1], steps=4)
+    assert (high[1:] - alone).abs().mean() < 0.01
+    assert (conditional.super_resolve(network, -low, [0, 1], steps=4) - high).abs().mean() > 0.05
+    assert conditional.super_resolve(network, low, [0, 1], steps=2, patches=sampling.Patches(16, 8)).shape == high.shape
+    with pytest.raises(ValueError, match="takes 3 channels of condition, not 4"):
+        conditional.inpaint(network, high, high[:, :1], [0, 1])
+
+
+def test_inpainting_changes_the_hole_only() -> None:
+    network, image = conditional_model(4), torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 8:24, 8:20] = 1
+    filled = conditional.inpaint(network, image, mask, [0], steps=4)
+    inside = mask.bool().expand_as(image)
+    assert torch.equal(filled[~inside], image[~inside])
+    assert (filled[inside] - image[inside]).abs().mean() > 0.05
+    changed = torch.where(inside, torch.rand_like(image), image)    # what lies in the hole is never looked at
+    assert torch.equal(conditional.inpaint(network, changed, mask, [0], steps=4), filled)
+    condition = conditional.inpainting_condition(network, image, mask)
+    assert condition.shape == (1, 4, 8, 8)
+    assert condition[0, 3].unique().tolist() == [-1, 1]
+    assert (condition[0, 3] == 1).sum() == 4 * 3
+
+
+def test_tiled_decoding_covers_everything_and_approaches_the_whole() -> None:
+    def decode(z: torch.Tensor) -> torch.Tensor:                    # a decoder without global context: tiles are exact
+        return torch.nn.functional.interpolate(z, scale_factor=4.0)
+
+    z = torch.randn(2, 3, 21, 34)
+    tiled = tiling.decode_tiled(decode, z, 4, tile=8, overlap=3)
+    assert torch.allclose(tiled, decode(z), atol=1e-5)
+    assert tiling.tile_spans(21, 8, 3) == [(0, 8), (5, 13), (10, 18), (13, 21)]
+    assert tiling.tile_spans(5, 8, 3) == [(0, 5)]
+    assert tiling.ramp(0, 4, 8, 2, 1).tolist() == [1, 1, 0.75, 0.25]
+    with pytest.raises(ValueError, match="does not fit"):
+        tiling.tile_spans(9, 4, 4)
+
+
+def test_tiled_decoding_through_the_adapter(tiny: LDM) -> None:
+    whole = tiny.generate((64, 64), 0, steps=2).float()
+    exact = LDM("random", {"config": "tiny", "decode_tile": 16}).generate((64, 64), 0, steps=2).float()
+    tiled = LDM("random", {"config": "tiny", "decode_tile": 12}).generate((64, 64), 0, steps=2).float()
+    assert (exact - whole).abs().max() <= 1
+    assert 0 < (tiled - whole).abs().mean() < 0.5 * (whole - whole.flip(-1)).abs().mean()
 
 
 class Evil:
@@ -398,7 +474,7 @@ def test_importing_the_adapter_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("module", [adapter, checkpoint, configs, golden, model, sampling])
+@pytest.mark.parametrize("module", [adapter, checkpoint, configs, golden, model, sampling, tiling, conditional, ldm_options])
 def test_all_names_exist(module) -> None:
     assert all(hasattr(module, name) for name in module.__all__)
 

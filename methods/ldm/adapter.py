@@ -9,10 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hibench.adapter import NULL_STAGE, Resolution, Stage, seeded_noise, to_uint8
-from hibench.errors import AdapterError, MissingWeights, SpecError, did_you_mean
+from hibench.adapter import NULL_STAGE, Resolution, Stage, to_uint8
+from hibench.errors import AdapterError, MissingWeights, SpecError
 from methods.diffusion.schedules import check_steps
 from methods.ldm.configs import MODELS, model_params
+from methods.ldm.diffusers_format import is_pipeline, load_pipeline, pipeline_params
+from methods.ldm.options import complete_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,30 +22,18 @@ if TYPE_CHECKING:
     from methods.ldm.model import LatentDiffusion
     from methods.ldm.sampling import Patches, Plan
 
-__all__ = ["LDM", "OPTIONS", "REFERENCE"]
+__all__ = ["LDM", "REFERENCE"]
 
 REFERENCE = Path(__file__).parent / "reference"
 DECODE_PIXELS = 1 << 22                             # decode at most this many pixels at a time
-OPTIONS: dict[str, Any] = {                         # option: default
-    "config": None,                                 # a published configuration by name; None = what lies beside the weights
-    "eta": 0.0,                                     # 0: deterministic DDIM; 1: DDPM's variance
-    "sampler": "ddim",                              # "ddim", "ddpm" (ancestral), "dpm++2m" (DPM-Solver++(2M))
-    "compat": None,                                 # "official": do as the paper's code with counts that do not divide 1000
-    "ema": True,                                    # use a checkpoint's averaged weights where there are any
-    "class": None,                                  # class-conditional models: this class; None = the seed picks one
-    "guidance": 1.0,                                # classifier-free guidance scale; 1 = none
-    "null_class": None,                             # the class that stands for "none" in guidance; None = as configured
-    "patch": None,                                  # denoise in windows of this many latents (the paper's 128); None = at once
-    "patch_stride": None,                           # None = half a window
-}
 
 
 class LDM:
     """Latent diffusion: DDIM in the latent space of an autoencoder, directly at the size of the canvas.
 
     weights: "reference" (trained on scenes at 64 px) | "random" (with options: config) | a path: a CompVis `model.ckpt` or a
-    zip of one, with its config.yaml beside it or options: config; or a folder with first_stage.safetensors, unet.safetensors
-    and config.json.
+    zip of one, with its config.yaml beside it or options: config; a diffusers pipeline folder; or a folder with
+    first_stage.safetensors, unet.safetensors and config.json.
     """
 
     name: ClassVar[str] = "ldm"
@@ -53,11 +43,7 @@ class LDM:
 
     def __init__(self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu",
                  dtype: str = "float32") -> None:
-        for key in options or {}:
-            if key not in OPTIONS:
-                raise SpecError(f"ldm: no option '{key}'{did_you_mean(key, OPTIONS)}; there are: {', '.join(OPTIONS)}")
-        self.options: dict[str, Any] = OPTIONS | (options or {})
-        check_options(self.options, weights)
+        self.options = complete_options(options or {}, weights)
         self.weights, self.device, self.dtype = weights, device, dtype
         self.model: LatentDiffusion | None = None
         self.loaded = ""                            # a sentence on what was loaded
@@ -79,6 +65,8 @@ class LDM:
             if self.weights == "reference":
                 raise MissingWeights(f"ldm: no weights at {self.path}; get them with: hibench train ldm --out {REFERENCE}")
             raise MissingWeights(f"ldm: no weights at {self.path}; give the path of a model.ckpt, or use weights: random")
+        if is_pipeline(self.path):
+            return pipeline_params(self.path)
         from methods.ldm.checkpoint import find_config
         params = find_config(self.path)
         if params is None:
@@ -126,10 +114,13 @@ class LDM:
             model = random_model(self.params, self.device, dtype)
             self.loaded = f"random weights of {self.options['config'] or 'ffhq256'}"
         else:
-            if self.weights == "reference" or (self.path.is_dir() and not (self.path / "model.ckpt").exists()):
+            folder = self.path.is_dir() and not (self.path / "model.ckpt").exists() and not is_pipeline(self.path)
+            if self.weights == "reference" or folder:
                 self._need("unet.safetensors", "first_stage.safetensors")
             model = empty_model(self.params, self.device, dtype)
-            if (self.path / "unet.safetensors").exists():
+            if is_pipeline(self.path):
+                self.loaded = load_pipeline(model, self.path)
+            elif (self.path / "unet.safetensors").exists():
                 self.loaded = str(checkpoint.load_folder(model, self.path))
             else:
                 file = self.path / "model.ckpt" if self.path.is_dir() else self.path
@@ -219,14 +210,8 @@ class LDM:
         extra = self.model.unet.in_channels - self.model.latent_channels
         concat = torch.zeros(len(seeds), extra, *shape[1:], device=self.device) if extra else None
 
-        def noise(i: int) -> Tensor:
-            draw = seeded_noise(shape, seeds, stream=1 + i)
-            return draw.pin_memory().to(self.device, non_blocking=True) if self.device.startswith("cuda") else draw
-
-        x = seeded_noise(shape, seeds, self.device).contiguous(memory_format=torch.channels_last)
-        denoise = sampling.denoiser(self.model, plan, context=context, null=null, concat=concat,
-                                    guidance=self.options["guidance"], patches=self._patches())
-        return sampling.run(denoise, x, plan, noise, after=lambda *_: stage.step())
+        return sampling.sample_latents(self.model, plan, shape, seeds, self.device, context=context, null=null, concat=concat,
+                                       guidance=self.options["guidance"], patches=self._patches(), stage=stage)
 
     def _patches(self) -> Patches | None:
         from methods.ldm.sampling import Patches
@@ -249,8 +234,13 @@ class LDM:
         import torch
 
         assert self.model is not None
-        at_once = max(1, DECODE_PIXELS // (resolution[0] * resolution[1]))
-        return torch.cat([to_uint8(self.model.decode(part)) for part in z.split(at_once)]).contiguous()
+        at_once, tile = max(1, DECODE_PIXELS // (resolution[0] * resolution[1])), self.options["decode_tile"]
+        if tile is None:
+            return torch.cat([to_uint8(self.model.decode(part)) for part in z.split(at_once)]).contiguous()
+        from methods.ldm.tiling import decode_tiled
+
+        factor = self.model.first_stage_model.factor
+        return torch.cat([to_uint8(decode_tiled(self.model.decode, part, factor, tile, tile // 4)) for part in z.split(1)])
 
     def close(self) -> None:
         """Free the network."""
@@ -262,8 +252,8 @@ class LDM:
         if self.weights == "random":
             return hashlib.sha256(f"random {json.dumps(self.params, sort_keys=True)}".encode()).hexdigest()
         digest = hashlib.sha256()
-        for file in sorted(self.path.glob("*")) if self.path.is_dir() else [self.path]:
-            if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt"):
+        for file in sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]:
+            if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt", ".bin"):
                 digest.update(file.read_bytes())
         digest.update(json.dumps(self.params, sort_keys=True).encode())
         return digest.hexdigest()
@@ -291,21 +281,3 @@ class LDM:
         from methods.ldm.golden import golden
 
         return golden(Path(case))
-
-
-def check_options(options: dict[str, Any], weights: str) -> None:
-    """Everything about options that can be wrong before weights are read."""
-    for key, allowed in (("sampler", ("ddim", "ddpm", "dpm++2m")), ("compat", (None, "official"))):
-        if options[key] not in allowed:
-            raise SpecError(f"ldm: option {key}: {options[key]!r} is not one of {', '.join(map(str, allowed))}")
-    for key, low in (("eta", 0.0), ("guidance", 0.0)):
-        if isinstance(options[key], bool) or not isinstance(options[key], (int, float)) or not options[key] >= low:
-            raise SpecError(f"ldm: option {key}: {options[key]!r} is not a number >= {low:g}")
-    for key in ("patch", "patch_stride"):
-        value = options[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise SpecError(f"ldm: option {key}: {value!r} is not a number of latents")
-    if options["config"] is not None:
-        if weights == "reference":
-            raise SpecError("ldm: weights: reference has its own configuration; drop options: config, or use weights: random")
-        model_params(options["config"])

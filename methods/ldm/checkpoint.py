@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from hibench.errors import AdapterError, MissingWeights
 from methods.ldm.model import LatentDiffusion
+from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 
-__all__ = ["Loaded", "ema_names", "fill", "find_config", "load_checkpoint", "load_folder", "read_config", "read_state_dict",
-           "unflatten_ema"]
+__all__ = ["Loaded", "ema_names", "fill", "find_config", "load_checkpoint", "load_first_stage", "load_folder", "read_config",
+           "read_state_dict", "unflatten_ema"]
 
 # Buffers and training-only parts of official checkpoints that sampling does not need.
 IGNORED = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights", "logvar", "model_ema.",
@@ -147,6 +148,19 @@ def load_checkpoint(model: LatentDiffusion, state: dict[str, Tensor], *, ema: bo
     if "scale_factor" in state:
         model.scale_factor = float(state["scale_factor"])
     return Loaded(len(used), len(state) - len(used) + len(averaged), bool(averaged), model.scale_factor)
+
+
+def load_first_stage(path: Path, config: dict[str, Any]) -> VQModel | AutoencoderKL:
+    """An autoencoder alone, out of a published first-stage file or zip or out of a complete LDM checkpoint; strict.
+
+    `config` is an official `first_stage_config` (`methods.ldm.configs.first_stage_config(name)`).
+    """
+    state, prefix = read_state_dict(path), "first_stage_model."
+    if any(k.startswith(prefix) for k in state):
+        state = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+    model = build_first_stage(config)
+    fill(model, {k: v for k, v in state.items() if not k.startswith(("loss.", "model_ema."))}, str(path))
+    return model.eval()
 
 
 def load_folder(model: LatentDiffusion, folder: Path) -> Loaded:

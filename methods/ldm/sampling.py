@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hibench.adapter import NULL_STAGE, Stage, seeded_noise
 from hibench.errors import SpecError
 from methods.diffusion import ddim, dpm
 from methods.diffusion.schedules import respaced_timesteps, strided_timesteps
 from methods.ldm.model import LatentDiffusion
 
-__all__ = ["Patches", "Plan", "denoiser", "make_plan", "patch_origins", "patch_weight", "run"]
+__all__ = ["Patches", "Plan", "denoiser", "make_plan", "patch_origins", "patch_weight", "patchwise",
+           "run", "sample_latents"]
 
 SAMPLERS = ("ddim", "ddpm", "dpm++2m")
 Denoise = Callable[[Tensor, int], Tensor]
@@ -90,6 +92,21 @@ def run(denoise: Denoise, x: Tensor, plan: Plan, noise: Callable[[int], Tensor] 
     if isinstance(plan.table, dpm.Table):
         return dpm.sample(denoise, x, plan.table, after)
     return ddim.sample(denoise, x, plan.table, noise, after)
+
+
+def sample_latents(model: LatentDiffusion, plan: Plan, shape: tuple[int, int, int], seeds: Sequence[int],
+                   device: str | torch.device = "cpu", *, context: Tensor | None = None, null: Tensor | None = None,
+                   concat: Tensor | None = None, guidance: float = 1.0, patches: Patches | None = None,
+                   stage: Stage = NULL_STAGE) -> Tensor:
+    """Latents float32 [B, *shape] from the noise of each seed: stream 0 is x_T, stream 1 + i the noise of step i."""
+
+    def noise(i: int) -> Tensor:
+        draw = seeded_noise(shape, seeds, stream=1 + i)
+        return draw.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else draw
+
+    x = seeded_noise(shape, seeds, device).contiguous(memory_format=torch.channels_last)
+    denoise = denoiser(model, plan, context=context, null=null, concat=concat, guidance=guidance, patches=patches)
+    return run(denoise, x, plan, noise, after=lambda *_: stage.step())
 
 
 def patch_origins(side: int, patches: Patches) -> list[int]:
