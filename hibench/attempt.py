@@ -14,7 +14,7 @@ from hibench.progress import duration
 from hibench.recording import failed, full_disk, make_record, quality_part, read_verdict, speed_part
 from hibench.store import Store, read_json, utc_now, write_json
 
-__all__ = ["Attempt", "processes_of", "shards_of", "times"]
+__all__ = ["Attempt", "most_processes", "processes_of", "shards_of", "times"]
 
 CONTAMINATED = frozenset({"throttled", "contended"})           # flags that make a replicate worth repeating once
 COOL_DOWN_S = 10.0                                             # before a throttled replicate is repeated
@@ -67,10 +67,25 @@ class Attempt:
                 time.sleep(self.cool_down_s)
         return float(read_json(path)["wall_s"])
 
-    def speed_record(self) -> dict[str, Any]:
-        """The record from all replicates."""
+    def enough(self, count: int) -> bool:
+        """Whether `count` replicates do: all that were asked for, and, where the spec asks for an `interval`, one so narrow."""
+        settings = self.task.cell.settings
+        if count < processes_of(self.task):
+            return False
+        asked = settings.get("interval")
+        if not asked or count >= most_processes(self.task):
+            return True
+        speed = speed_part(self._processes(count))[0]
+        ends = speed["latency_ci_s"]
+        return ends is not None and (ends[1] - ends[0]) / 2 <= asked * speed["latency_p50_s"]
+
+    def _processes(self, count: int) -> list[dict[str, Any]]:
         folder = self.open()
-        processes = [read_json(folder / f"speed-{p}.json")["process"] for p in range(processes_of(self.task))]
+        return [read_json(folder / f"speed-{p}.json")["process"] for p in range(count)]
+
+    def speed_record(self, count: int) -> dict[str, Any]:
+        """The record from `count` replicates."""
+        folder, processes = self.open(), self._processes(count)
         speed, flags = speed_part(processes)
         return make_record(self.task, self.env, speed=speed, flags=flags, parameters=processes[0].get("parameters"),
                            weights_digest=processes[0].get("weights_digest"), **times(folder))
@@ -93,10 +108,24 @@ class Attempt:
         verdict = self._work({"task": "score", "shards": shards}, "score", "scoring", scored.exists)
         if verdict is not None:
             return verdict
-        quality = quality_part(folder, self.task.cell.settings)
+        quality = quality_part(folder, self.task.cell)
         parameters = quality.pop("parameters", None)
         return make_record(self.task, self.env, quality=quality, flags=_quality_flags(quality), parameters=parameters,
                            **times(folder))
+
+    # -- drift ---------------------------------------------------------------------------------------------------------
+
+    def drift(self) -> Verdict | dict[str, Any]:
+        """Make the images of the fixed seeds: the record, or the verdict on what went wrong."""
+        folder = self.open()
+        made = folder / "drift.json"
+        made.unlink(missing_ok=True)
+        verdict = self._work({"task": "drift"}, "drift", "golden seeds", made.exists)
+        if verdict is not None:
+            return verdict
+        drift = read_json(made)
+        parameters, digest = drift.pop("parameters", None), drift.pop("weights_digest", None)
+        return make_record(self.task, self.env, drift=drift, parameters=parameters, weights_digest=digest, **times(folder))
 
     # -- one worker ----------------------------------------------------------------------------------------------------
 
@@ -142,6 +171,12 @@ class Attempt:
 def processes_of(task: Task) -> int:
     """How many replicates a speed cell has."""
     return int(task.cell.settings.get("processes", 5))
+
+
+def most_processes(task: Task) -> int:
+    """How many replicates it may have when its interval stays wider than asked."""
+    settings = task.cell.settings
+    return max(processes_of(task), int(settings.get("max_processes", 15)) if settings.get("interval") else 0)
 
 
 def shards_of(task: Task) -> list[list[int]]:

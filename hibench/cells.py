@@ -16,10 +16,12 @@ from hibench.spec import KINDS, Method, Quality, Spec, Sweep, Timing
 
 __all__ = ["PROTOCOL", "Cell", "Plan", "adapter_axes", "cell_id", "expand"]
 
+DRIFT_IMAGES = 8        # fixed seeds whose images are compared with golden ones
 PROTOCOL = 1            # of measuring; raised when the same cell would give another number because hibench changed
 LABELS = {              # settings that change no number of a cell: they are neither in its id nor in its key
     "speed": frozenset[str](),
     "quality": frozenset({"batch", "shard", "keep"}),
+    "drift": frozenset(),
 }
 
 
@@ -88,11 +90,15 @@ class Plan:
 
 def cell_id(cell: Cell, *, adapter_digest: str, weights_digest: str | None, env_digest: str | None = None,
             protocol: int = PROTOCOL) -> str:
-    """16 hex digits of what decides the numbers of a cell; `env_digest` (hardware and software) counts for speed only.
+    """16 hex digits of what decides the numbers of a cell; `env_digest` (hardware and software) does not count for
+    quality.
 
-    Not in it: sweeps, the adapter's place on disk, timeouts, and settings that change no number (`LABELS`).
+    Not in it: sweeps, the adapter's place on disk, timeouts, settings that are off (None) or change no number (`LABELS`).
     """
-    settings = {name: value for name, value in cell.settings.items() if name not in LABELS.get(cell.kind, ())}
+    settings = {name: value for name, value in cell.settings.items()
+                if value is not None and name not in LABELS.get(cell.kind, ())}
+    if "interval" not in settings:
+        settings.pop("max_processes", None)                    # it bounds what `interval` adds, and nothing else
     if isinstance(settings.get("reference"), dict):
         settings["reference"] = {name: value for name, value in settings["reference"].items() if name != "name"}
     content = {
@@ -100,7 +106,7 @@ def cell_id(cell: Cell, *, adapter_digest: str, weights_digest: str | None, env_
         "weights": [cell.weights if cell.weights in ("reference", "random") else "given", weights_digest or cell.weights],
         "options": cell.options, "kind": cell.kind, "axes": cell.axes, "prompts": _prompts(cell.prompts),
         "settings": settings, "device": cell.device, "dtype": cell.dtype,
-        "env": env_digest if cell.kind == "speed" else None,
+        "env": None if cell.kind == "quality" else env_digest,
     }
     return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
 
@@ -177,6 +183,8 @@ def _cells(spec: Spec, sweep: Sweep, method: Method, axes: frozenset[str] | None
 
 def _settings(spec: Spec, sweep: Sweep, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a kind of cell, and those among them that the sweep changed and that change a number."""
+    if kind == "drift":
+        return {"images": DRIFT_IMAGES, "first_seed": 0}, {}
     block: Timing | Quality = sweep.timing if kind == "speed" else sweep.quality
     base: Timing | Quality = spec.timing if kind == "speed" else spec.quality
     settings, own = json.loads(json.dumps(asdict(block))), asdict(base)

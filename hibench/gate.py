@@ -141,10 +141,12 @@ def judge_pairs(pairs: Sequence[tuple[float, float]], rule: PairRule, *, last: b
                     "measure on a quieter machine, or allow more pairs", **found)
 
 
-def judge_sessions(base: Sequence[float], head: Sequence[float], rule: PairRule) -> Decision:
+def judge_sessions(base: Sequence[float], head: Sequence[float], rule: PairRule, *, drift: bool = True,
+                   what: str = "slower") -> Decision:
     """The verdict on processes that were not paired: only a change beyond `SESSION_TOLERANCE` can be a regression.
 
-    Welch's interval of the difference of mean logarithms, `rule.alpha` one-sided.
+    Welch's interval of the difference of mean logarithms, `rule.alpha` one-sided. `drift` False: the number does not depend on
+    the mood of the host (bytes), so the rule's own tolerance holds.
     """
     x, y = [math.log(v) for v in base], [math.log(v) for v in head]
     change = sum(y) / len(y) - sum(x) / len(x)
@@ -154,15 +156,15 @@ def judge_sessions(base: Sequence[float], head: Sequence[float], rule: PairRule)
     dof = 1 if vx + vy == 0 else max(1, int((vx + vy) ** 2 / (vx**2 / (len(x) - 1) + vy**2 / (len(y) - 1))))
     half = t_quantile(1 - rule.alpha, dof) * math.sqrt(vx + vy)
     low, high = math.expm1(change - half), _expm1(change + half)
-    limit = max(rule.tolerance, SESSION_TOLERANCE)
+    limit = max(rule.tolerance, SESSION_TOLERANCE) if drift else rule.tolerance
     p = 1 - t_cdf(change / math.sqrt(vx + vy), dof) if vx + vy > 0 else float(change <= 0)
     found: dict[str, Any] = {"change": math.expm1(change), "low": low, "high": high, "p": p, "pairs": 0}
     if low > 0 and math.expm1(change) > limit:
-        return Decision(REGRESSED, f"{math.expm1(change):.1%} slower, in another session", **found)
+        return Decision(REGRESSED, f"{math.expm1(change):.1%} {what}, in another session", **found)
     if high < rule.tolerance:
         return Decision(OK, "within the tolerance, in another session", **found, improved=math.expm1(change) < -limit)
-    return Decision(UNSURE, "two sessions of one machine differ by about 8 %, so this says too little; use hibench compare",
-                    **found)
+    why = "two sessions of one machine differ by about 8 %" if drift else "the processes differ too much"
+    return Decision(UNSURE, f"{why}, so this says too little; use hibench compare", **found)
 
 
 def holm(p_values: Mapping[str, float], alpha: float = 0.01) -> set[str]:

@@ -15,6 +15,7 @@ from hibench.cells import Cell, canonical, cell_id
 from hibench.errors import HibenchError, MissingWeights, SpecError, Unfit, UnknownMethod
 from hibench.job import one_line
 from hibench.registry import adapter_digest, load_adapter
+from hibench.spec import KINDS
 
 __all__ = ["Task", "Verdict", "cuda_devices", "prepare", "resolve_device", "shard_of"]
 
@@ -129,7 +130,7 @@ class _Probe:
         if isinstance(adapter, Verdict):
             return adapter
         reason = _device_problem(cell.device)
-        if cell.kind not in ("speed", "quality"):
+        if cell.kind not in KINDS:
             reason = f"this hibench does not measure {cell.kind}"
         if reason is None:
             try:

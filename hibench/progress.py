@@ -152,6 +152,8 @@ def outcome_text(record: dict[str, Any]) -> str:
         interval = speed.get("latency_ci_s")
         spread = f" ±{_short(50 * (interval[1] - interval[0]) / speed['latency_p50_s'])}%" if interval else ""
         return f"{seconds(speed['latency_p50_s'])}{spread}{tail}"
+    if record["kind"] == "drift":
+        return f"{len(record['drift']['samples'])} images of fixed seeds{tail}"
     quality = record["quality"]
     values, missing = quality.get("values") or {}, quality.get("missing") or {}
     text = f"{quality.get('n', 0)} images"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hibench
+from hibench.cells import Cell
 from hibench.engines import Exit
 from hibench.errors import HibenchError, signal_text
 from hibench.prepare import Task, Verdict
@@ -20,9 +21,9 @@ TAIL_BYTES = 4096
 
 
 def make_record(task: Task, env: dict[str, Any], *, verdict: Verdict | None = None, speed: dict[str, Any] | None = None,
-                quality: dict[str, Any] | None = None, flags: list[dict[str, str]] | None = None,
-                parameters: int | None = None, weights_digest: str | None = None, started_at: str | None = None,
-                wall_s: float | None = None) -> dict[str, Any]:
+                quality: dict[str, Any] | None = None, drift: dict[str, Any] | None = None,
+                flags: list[dict[str, str]] | None = None, parameters: int | None = None, weights_digest: str | None = None,
+                started_at: str | None = None, wall_s: float | None = None) -> dict[str, Any]:
     """The record of a cell: status `ok`, or that of the verdict."""
     cell = task.cell
     record = {
@@ -35,6 +36,8 @@ def make_record(task: Task, env: dict[str, Any], *, verdict: Verdict | None = No
         "started_at": started_at or utc_now(), "wall_s": wall_s, "hibench": hibench.__version__,
         "flags": flags or [], "failure": verdict.failure if verdict else None, "speed": speed, "quality": quality,
     }
+    if cell.kind == "drift":
+        record["drift"] = drift
     if verdict and verdict.inferred_from:
         record["inferred_from"] = verdict.inferred_from
     return record
@@ -113,13 +116,15 @@ def speed_part(processes: list[dict[str, Any]]) -> tuple[dict[str, Any], list[di
     return {"processes": processes, **summarise(processes)}, list(flags.values())
 
 
-def quality_part(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The `quality` part of a record from quality.json and the stored samples."""
+def quality_part(folder: Path, cell: Cell) -> dict[str, Any]:
+    """The `quality` part of a record from quality.json and the stored samples.
+
+    What compares images with prompts is not missing for a cell without prompts, it is `inapplicable`."""
     scored = read_json(folder / "quality.json")
     samples = sorted((folder / "samples").glob("*.png"), key=lambda path: (len(path.stem), path.stem))
-    part = {"n": settings.get("images"), "first_seed": settings.get("first_seed", 0), "values": {}, "missing": {},
+    part = {"n": cell.settings.get("images"), "first_seed": cell.settings.get("first_seed", 0), "values": {}, "missing": {},
             "bad": {"nan": None, "constant": None}, **scored, "samples": [f"samples/{path.name}" for path in samples]}
-    unfit = [name for name, entry in part["values"].items() if entry.get("value") != finite(entry.get("value"))]
-    for name in unfit:
+    for name in [name for name, entry in part["values"].items() if entry.get("value") != finite(entry.get("value"))]:
         part["missing"][name] = f"the value is not finite ({part['values'].pop(name)['value']})"
-    return part
+    promptless = [name for name in part["missing"] if name.startswith("clip-score") and cell.prompts is None]
+    return {**part, "inapplicable": {name: part["missing"].pop(name) for name in promptless}}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hibench
-from hibench.attempt import COOL_DOWN_S, Attempt, processes_of, times
+from hibench.attempt import COOL_DOWN_S, Attempt, most_processes, processes_of, times
 from hibench.cells import PROTOCOL, Plan, canonical, expand
 from hibench.engines import Engine, LocalEngine, kill_orphans
 from hibench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Unfit
@@ -128,6 +128,8 @@ class Run:
                 if self._ran_out_here(self.records.get(task.id)):
                     self._infer(task)
             self.speed([t for t in todo if t.cell.kind == "speed" and t.id not in self.records])
+            for task in [t for t in todo if t.cell.kind == "drift" and t.id not in self.records]:
+                self._close(task, self._attempt(task).drift())
             self.quality([t for t in todo if t.cell.kind == "quality" and t.id not in self.records])
         except _Stop:
             self.progress.say("stopped at the first failure (--fail-fast); run again without it for the other cells")
@@ -174,12 +176,15 @@ class Run:
     def speed(self, tasks: list[Task]) -> None:
         """All replicates of all speed cells: replicate by replicate, each time in another order."""
         self.shares = {task.id: 1.0 for task in tasks}
-        rounds = max((processes_of(task) for task in tasks), default=0)
+        rounds = max((most_processes(task) for task in tasks), default=0)
+        up_to = "up to " if any(most_processes(task) > processes_of(task) for task in tasks) else ""
         for replicate in range(rounds):
-            order = [t for t in tasks if replicate < processes_of(t) and t.id not in self.records]
+            order = [t for t in tasks if t.id not in self.records]
+            if not order:
+                break
             random.Random(replicate).shuffle(order)
-            if order and rounds > 1 and not self.progress.live:
-                self.progress.say(f"speed: replicate {replicate + 1} of {rounds}, {len(order)} cells")
+            if rounds > 1 and not self.progress.live:
+                self.progress.say(f"speed: replicate {replicate + 1} of {up_to}{rounds}, {len(order)} cells")
             for task in order:
                 if task.id not in self.records:                # it may have been inferred meanwhile
                     self._replicate(task, replicate)
@@ -191,10 +196,10 @@ class Run:
         if isinstance(outcome, Verdict):
             self.fail(task, outcome)
             return
-        self.shares[task.id] = 1 - (replicate + 1) / count
+        self.shares[task.id] = max(0.0, 1 - (replicate + 1) / count)
         self.estimate.learn(task.cell, outcome * count)
-        if replicate + 1 == count:
-            self.finish(task, attempt.speed_record())
+        if attempt.enough(replicate + 1):
+            self.finish(task, attempt.speed_record(replicate + 1))
 
     def quality(self, tasks: list[Task]) -> None:
         """Quality cells in order, `jobs` of them side by side; what one shows may spare later ones."""

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from hibench.adapter import NULL_STAGE, Adapter
 from hibench.errors import EXIT_USAGE, ContractError, HibenchError
-from hibench.job import CellJob, Skip, one_line
+from hibench.job import CellJob, Skip, one_line, resolve_device
+from hibench.stages import RecordingStage
 
 if TYPE_CHECKING:
     import torch
 
 Extract = Callable[["torch.Tensor", Sequence[int]], "dict[str, Any]"]
 
-__all__ = ["TASKS", "main", "prepare_environment", "run_job", "shard_is_whole", "shard_path", "write_json"]
+__all__ = ["TASKS", "main", "prepare_environment", "run_job", "shard_lacks", "shard_path", "write_json"]
 
 DEFAULT_BATCH = 16                     # images per generate_batch of a quality cell
 DEFAULT_KEEP = 8                       # samples kept as PNG
@@ -198,27 +199,35 @@ def run_quality(cell: CellJob) -> dict[str, Any]:
     if cell.cell.get("weights") == "random":
         raise Skip("random weights make no images: quality is not measured; use weights: reference or a checkpoint")
     shards = [(int(first), int(count)) for first, count in cell.job["shards"]]
-    todo = [shard for shard in shards if not shard_is_whole(shard_path(cell.out, *shard), *shard)]
+    lacking = {shard: shard_lacks(shard_path(cell.out, *shard), *shard) for shard in shards}
+    todo = [shard for shard in shards if lacking[shard] is None]
     if todo:
         cell.open()
-        extract = open_extract(cell)
-        cell.load()
-        for first, count in todo:
-            make_shard(cell, extract, first, count)
+    if any(lack != set() for lack in lacking.values()):
+        extract, missing = open_extract(cell)
+        again = [shard for shard, lack in lacking.items() if lack and lack - missing]       # their network is there now
+        if again and not todo:
+            cell.open()
+        if again or todo:
+            cell.load()
+        for first, count in sorted([*todo, *again]):
+            make_shard(cell, extract, missing, first, count)
     return {"status": "ok", "reason": None, "failure": None, "shards": [shard_path(cell.out, *shard).name for shard in shards]}
 
 
-def open_extract(cell: CellJob) -> Extract:
-    """The function from images uint8 [B, 3, H, W] and their seeds to named feature arrays float32 [B, ...]."""
+def open_extract(cell: CellJob) -> tuple[Extract, set[str]]:
+    """The function from images uint8 [B, 3, H, W] and their seeds to named feature arrays float32 [B, ...].
+
+    With it, the names of extractors that could not be opened, because their weights are missing."""
     if "extract" in cell.tools:
-        extract: Extract = cell.tools["extract"]
-        return extract
+        return cell.tools["extract"], set(cell.tools.get("missing", ()))
     from hibench import features
 
-    extractors = features.open_extractors(cell.settings, cell.device, (cell.height, cell.width))
+    device = resolve_device(cell.cell.get("device", "auto"))
+    extractors = features.open_extractors(cell.settings, device, (cell.height, cell.width))
     for name, reason in extractors.missing.items():
         print(f"extractor {name} is missing: {reason}", file=sys.stderr)
-    return lambda images, seeds: dict(features.run(extractors, images, seeds))
+    return (lambda images, seeds: dict(features.run(extractors, images, seeds))), set(extractors.missing)
 
 
 def shard_path(out: Path, first: int, count: int) -> Path:
@@ -226,21 +235,23 @@ def shard_path(out: Path, first: int, count: int) -> Path:
     return out / f"shard-{first}-{count}.npz"
 
 
-def shard_is_whole(path: Path, first: int, count: int) -> bool:
-    """True if the file can be read and holds exactly these seeds."""
+def shard_lacks(path: Path, first: int, count: int) -> set[str] | None:
+    """Extractors that were missing when the shard was made; None unless it can be read and holds exactly these seeds."""
     import numpy as np
 
     try:
         with path.open("rb") as file, np.load(file) as stored:
-            return bool(np.array_equal(stored["seeds"], np.arange(first, first + count)))
+            if np.array_equal(stored["seeds"], np.arange(first, first + count)):
+                return set(stored["missing"].tolist())
+        return None
     except (OSError, ValueError, KeyError, EOFError):
-        return False
+        return None
     except Exception as error:                                  # zipfile.BadZipFile and zlib.error have no common base
         print(f"{path.name} cannot be read and is made again: {one_line(error)}", file=sys.stderr)
-        return False
+        return None
 
 
-def make_shard(cell: CellJob, extract: Extract, first: int, count: int) -> None:
+def make_shard(cell: CellJob, extract: Extract, missing: set[str], first: int, count: int) -> None:
     """Samples of one shard, batch by batch, to features in one file that appears when it is whole."""
     import numpy as np
 
@@ -268,7 +279,8 @@ def make_shard(cell: CellJob, extract: Extract, first: int, count: int) -> None:
                 save_png(cell.out / "samples" / f"{seed}.png", image)
         cell.phase = "generate"
     arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
-    arrays.update(seeds=np.arange(first, first + count, dtype=np.int64), bad_nan=bad_nan, bad_constant=bad_constant)
+    arrays.update(seeds=np.arange(first, first + count, dtype=np.int64), bad_nan=bad_nan, bad_constant=bad_constant,
+                  missing=np.array(sorted(missing), dtype=str))
     path = shard_path(cell.out, first, count)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with aside.open("wb") as file:
@@ -291,7 +303,7 @@ def run_score(cell: CellJob) -> dict[str, Any]:
     cell.phase = "score"
     shards = [(int(first), int(count)) for first, count in cell.job["shards"]]
     paths = [shard_path(cell.out, *shard) for shard in shards]
-    absent = [path.name for path, shard in zip(paths, shards) if not shard_is_whole(path, *shard)]
+    absent = [path.name for path, shard in zip(paths, shards) if shard_lacks(path, *shard) is None]
     if absent:
         raise HibenchError(f"cannot score: {len(absent)} of {len(paths)} shards are missing ({absent[0]}); run the cell again")
     score = cell.tools.get("score")
@@ -304,7 +316,30 @@ def run_score(cell: CellJob) -> dict[str, Any]:
     return {"status": "ok", "reason": None, "failure": None}
 
 
-TASKS: dict[str, Callable[[CellJob], dict[str, Any]]] = {"speed": run_speed, "quality": run_quality, "score": run_score}
+# -- drift -----------------------------------------------------------------------------------------------------------------
+
+
+def run_drift(cell: CellJob) -> dict[str, Any]:
+    """Images of fixed seeds, one by one, to be compared with golden images by `hibench check`."""
+    from hibench.drift import file_digest
+
+    cell.open()
+    cell.load()
+    seeds = range(cell.first_seed, cell.first_seed + int(cell.settings.get("images", 8)))
+    for seed in seeds:
+        stage = RecordingStage()
+        image = cell.generate(seed, stage)
+        cell.check_image(image, stage.finish())
+        save_png(cell.out / "samples" / f"{seed}.png", image)
+    samples = {str(seed): f"samples/{seed}.png" for seed in seeds}
+    write_json(cell.out / "drift.json", {
+        "samples": samples, "sha256": {seed: file_digest(cell.out / name) for seed, name in samples.items()},
+        "parameters": ask(cell.adapter, "parameters"), "weights_digest": ask(cell.adapter, "weights_digest")})
+    return {"status": "ok", "reason": None, "failure": None}
+
+
+TASKS: dict[str, Callable[[CellJob], dict[str, Any]]] = {"speed": run_speed, "quality": run_quality, "score": run_score,
+                                                         "drift": run_drift}
 
 
 if __name__ == "__main__":

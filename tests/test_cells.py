@@ -17,8 +17,11 @@ from hibench.spec import Method, Quality, Reference, Spec, Sweep, Timing, load_s
 
 SCENES = {"name": "scenes", "kind": "scenes", "seed": 0}
 CELL = Cell("ldm", "ldm", "quality", 64, 128, options={"collage": "pixel", "eta": 0.0}, steps=50, sparsity=0.75,
-            settings=Quality().__dict__ | {"metrics": ["fid", "kid"], "reference": SCENES})
-SPEED = dataclasses.replace(CELL, kind="speed", settings=dict(Timing().__dict__))
+            settings={
+    "images": 1000, "reference": SCENES, "extractor": "scenes-clip", "metrics": ["fid", "kid"], "batch": 16, "shard": 64, "keep": 8,
+    "first_seed": 0, "blocks": 3})
+SPEED = dataclasses.replace(CELL, kind="speed", settings={"processes": 5, "images": 10, "warmup": 2, "max_seconds": None,
+                                                          "energy": True})
 
 
 def make(**sweeps: Sweep) -> Spec:
@@ -76,7 +79,8 @@ def test_cells_hold_what_their_worker_needs():
     speed, quality = expand(spec, axes_of=lambda adapter: None)
     assert (speed.weights, speed.options, speed.option_axes) == ("w.pt", {"waves": 3, "cost": 5}, {"cost": 5})
     assert (speed.prompts, speed.dtype, speed.device, speed.timeout_s) == (["a cat"], "bfloat16", "cuda", 9.0)
-    assert speed.settings == {"processes": 5, "images": 10, "warmup": 2, "max_seconds": None, "energy": True}
+    assert speed.settings == dataclasses.asdict(Timing())
+    assert speed.settings["processes"] == 5
     assert quality.settings["reference"] == {"name": "photos", "kind": "folder", "path": "/photos"}
     assert quality.settings["metrics"] == ["fid", "kid", "is", "precision", "recall", "clip-score"]
     assert json.loads(json.dumps(quality.to_json())) == quality.to_json()
@@ -177,7 +181,7 @@ def test_a_file_without_default_sweeps_says_so():
 def test_id_is_16_hex_digits_and_stays_the_same():
     """The literal guards every record on disk: if it must change, raise PROTOCOL."""
     assert ident(CELL) == "40e296435c043a66"
-    assert ident(SPEED) == "6576e7d8950647cd"
+    assert ident(SPEED) == "fcddf7c5a889d828"
 
 
 @pytest.mark.parametrize("changes", [
@@ -202,9 +206,15 @@ def test_whatever_changes_no_number_keeps_the_id(changes):
     assert ident(dataclasses.replace(CELL, **changes)) == ident(CELL)
 
 
-@pytest.mark.parametrize("name", ["processes", "images", "warmup", "max_seconds", "energy"])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Timing) if field.name != "max_processes"])
 def test_every_setting_of_timing_changes_the_id_of_speed_cells(name):
     assert ident(dataclasses.replace(SPEED, settings=SPEED.settings | {name: 77})) != ident(SPEED)
+
+
+def test_a_setting_that_is_off_does_not_count_so_that_new_ones_keep_old_records():
+    assert ident(dataclasses.replace(SPEED, settings=SPEED.settings | {"new": None, "max_processes": 7})) == ident(SPEED)
+    one, two = (SPEED.settings | {"interval": 0.1, "max_processes": count} for count in (7, 8))
+    assert ident(dataclasses.replace(SPEED, settings=one)) != ident(dataclasses.replace(SPEED, settings=two))
 
 
 def test_digests():
