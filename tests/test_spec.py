@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hibench import nodes, spec
+from hibench import nodes, spec, spec_reader, values
 from hibench.errors import EXIT_USAGE, SpecError
 from hibench.spec import Quality, Reference, Timing, Tolerance, load_spec, valid_device
 
@@ -273,13 +273,13 @@ def test_problems_of_file_and_overrides_come_together(write):
 
 
 def test_parse_value():
-    assert nodes.parse_value("[1, a, 2.5]", "--option x") == [1, "a", 2.5]
+    assert values.parse_value("[1, a, 2.5]", "--option x") == [1, "a", 2.5]
     with pytest.raises(SpecError, match=r"^--option x: 'yes', which YAML 1.1 reads as the boolean true; quote it"):
-        nodes.parse_value("yes", "--option x")
+        values.parse_value("yes", "--option x")
 
 
 def test_exports_are_true():
-    for module in (spec, nodes):
+    for module in (nodes, spec, spec_reader, values):
         assert all(hasattr(module, name) for name in module.__all__)
 
 
