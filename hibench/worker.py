@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Extract = Callable[["torch.Tensor", Sequence[int]], "dict[str, Any]"]
 
-__all__ = ["TASKS", "main", "prepare_environment", "run_job", "shard_lacks", "shard_path", "write_json"]
+__all__ = ["TASKS", "main", "prepare_environment", "run_job", "shard_is_whole", "shard_lacks", "shard_path", "write_json"]
 
 DEFAULT_BATCH = 16                     # images per generate_batch of a quality cell
 DEFAULT_KEEP = 8                       # samples kept as PNG
@@ -251,6 +251,11 @@ def shard_lacks(path: Path, first: int, count: int) -> set[str] | None:
         return None
 
 
+def shard_is_whole(path: Path, first: int, count: int) -> bool:
+    """True if the file can be read and holds exactly these seeds, whatever extractors were missing."""
+    return shard_lacks(path, first, count) is not None
+
+
 def make_shard(cell: CellJob, extract: Extract, missing: set[str], first: int, count: int) -> None:
     """Samples of one shard, batch by batch, to features in one file that appears when it is whole."""
     import numpy as np
@@ -303,7 +308,7 @@ def run_score(cell: CellJob) -> dict[str, Any]:
     cell.phase = "score"
     shards = [(int(first), int(count)) for first, count in cell.job["shards"]]
     paths = [shard_path(cell.out, *shard) for shard in shards]
-    absent = [path.name for path, shard in zip(paths, shards) if shard_lacks(path, *shard) is None]
+    absent = [path.name for path, shard in zip(paths, shards) if not shard_is_whole(path, *shard)]
     if absent:
         raise HibenchError(f"cannot score: {len(absent)} of {len(paths)} shards are missing ({absent[0]}); run the cell again")
     score = cell.tools.get("score")

@@ -23,7 +23,7 @@ from hibench.job import CellJob, check_images, one_line, prompts_for, resolve_de
 from hibench.stages import HostEvent
 from hibench.timing import Clock
 from hibench.toy import Toy
-from hibench.worker import energy, flags, main, run_job, shard_is_whole
+from hibench.worker import energy, flags, main, run_job, shard_lacks
 
 HERE = Path(__file__).parent
 PROCESS_FIELDS = {                       # of a speed record
@@ -237,10 +237,29 @@ def test_a_damaged_shard_is_made_again(tmp_path, capsys):
     good = (tmp_path / "shard-0-6.npz").read_bytes()
     for damaged in (b"", good[:200], good[:-30], b"PK" + os.urandom(100)):
         (tmp_path / "shard-0-6.npz").write_bytes(damaged)
-        assert not shard_is_whole(tmp_path / "shard-0-6.npz", 0, 6)
+        assert shard_lacks(tmp_path / "shard-0-6.npz", 0, 6) is None
         quality(tmp_path)
-        assert shard_is_whole(tmp_path / "shard-0-6.npz", 0, 6)
-    assert not shard_is_whole(tmp_path / "shard-0-6.npz", 0, 5)
+        assert shard_lacks(tmp_path / "shard-0-6.npz", 0, 6) == set()
+    assert shard_lacks(tmp_path / "shard-0-6.npz", 0, 5) is None
+
+
+def test_a_shard_is_made_again_when_an_extractor_that_it_lacked_is_there(tmp_path):
+    def run(missing):
+        job = make_job(tmp_path, "quality", shards=[[0, 2], [2, 2]])
+        made = []
+
+        def noted(images, seeds):
+            made.extend(seeds)
+            return extract(images, seeds)
+        assert run_job(job, adapter=Toy, extract=noted, missing=missing)["status"] == "ok"
+        return made
+    assert run(["clip", "inception"]) == [0, 1, 2, 3]
+    assert run(["clip", "inception"]) == []
+    assert run(["clip"]) == [0, 1, 2, 3]
+    (tmp_path / "shard-0-2.npz").unlink()
+    assert run(["clip"]) == [0, 1]
+    assert run([]) == [0, 1, 2, 3]
+    assert run([]) == []
 
 
 def test_a_method_without_batches_gives_the_same_features(tmp_path):
