@@ -212,7 +212,7 @@ def test_score(run, fake):
     assert calls[0] == ((Path("a"), "b"), {"metrics": ["fid", "kid", "is"], "extractor": "vgg16", "weights": Path("w.pt"),
                                            "crop": 8, "as_json": True, "device": "cpu", "prompts": Path("p.txt")})
     run("score", "a")
-    assert calls[1] == ((Path("a"), "scenes"), {"metrics": None, "extractor": "scenes-clip", "weights": None, "crop": None,
+    assert calls[1] == ((Path("a"), "scenes"), {"metrics": None, "extractor": None, "weights": None, "crop": None,
                                                 "as_json": False, "device": "auto", "prompts": None})
 
 
