@@ -143,9 +143,9 @@ def _against(name: str, stem: str, lines: list[Line], axis: str, measures: list[
     columns = min(3, len(shown))
     figure, grid, width_in = draw.panels(len(shown), columns)
     handles: dict[str, Any] = {}
-    failed = False
+    failed, settings = False, _setting_looks(rows, axis)
     for axes, (title, measure, mine) in zip(grid, shown):
-        failed |= _panel(axes, mine, axis, measure, looks, handles, width_in)
+        failed |= _panel(axes, mine, axis, measure, looks, handles, width_in, settings)
         axes.set_ylabel(measure.label)
         axes.set_xlabel(X_LABELS[axis] if columns == 1 else X_LABELS[axis].split(" (")[0])
         axes.set_title(title, loc="left", pad=3)
@@ -168,6 +168,22 @@ def _facets(lines: list[Line], axis: str) -> list[tuple[str, list[Line]]]:
         return facets
     return [(f"{method}{', ' if title else ''}{title}", [line for line in mine if line.role or line.method == method])
             for title, mine in facets for method in sorted({line.method for line in mine if not line.role})]
+
+
+def _setting_looks(facets: list[tuple[str, list[Line]]], axis: str) -> Looks:
+    """When every facet shows one of several methods: a look per setting, the same in all of them. Else nothing."""
+    methods = [{line.method for line in lines if not line.role} for _, lines in facets]
+    if len(facets) < 2 or any(len(one) != 1 for one in methods) or len(set().union(*methods)) < 2:
+        return {}
+    labels = [label.partition(", ")[2] for _, lines in facets for label, _, _ in _series(lines, axis)]
+    looks = draw.looks_of(f"{at:03}" for at in range(len(set(labels))))
+    return dict(zip(sorted(set(labels), key=_natural), looks.values()))
+
+
+def _natural(text: str) -> list[tuple[int, float, str]]:
+    """Sort key by which `5 steps` comes before `10 steps`."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(0, float(part), "") if at % 2 else (1, 0.0, part) for at, part in enumerate(parts)]
 
 
 def _points(lines: list[Line], axis: str, measure: Measure) -> int:
@@ -200,22 +216,25 @@ def _ordered(handles: dict[str, Any], axes: "Axes", failed: bool) -> dict[str, A
     """Legend entries: methods by name, then the baselines, the front and the mark of failures."""
     ends = "(floor)", "(ceiling)", "Pareto front"
     last = {label: handle for label, handle in handles.items() if label.endswith(ends)}
-    entries = {label: handles[label] for label in sorted(handles) if label not in last} | last
+    entries = {label: handles[label] for label in sorted(handles, key=_natural) if label not in last} | last
     if failed:
         entries["no result (see table)"] = axes.plot([], [], "x", color="0.2", markersize=5)[0]
     return entries
 
 
 def _panel(axes: "Axes", lines: list[Line], axis: str, measure: Measure, looks: Looks, handles: dict[str, Any],
-           width_in: float) -> bool:
+           width_in: float, settings: Looks) -> bool:
     """Draw every series of a panel with its error bars; True when some cell failed and is marked at the top."""
     own = [line for line in lines if not line.role]
+    alone = bool(settings) and len({line.method for line in own}) == 1
     ends = [end for line in own for end in measure.of(line) or () if math.isfinite(end)]
     draw.value_scale(axes, ends, log_above=measure.log_above, from_zero=measure.kind == "speed")
     for (label, method, variant), mine in _series(lines, axis).items():
         look = dict(looks[method])
-        if variant:
-            look["linestyle"] = draw.DASHES[variant % len(draw.DASHES)]
+        if alone:                                         # one method in a panel: its settings take the looks
+            label, look = label.partition(", ")[2] or label, settings[label.partition(", ")[2]]
+        elif variant:
+            look["linestyle"] = draw.DASHES[(draw.DASHES.index(look["linestyle"]) + variant) % len(draw.DASHES)]
             look["markerfacecolor"] = "white" if variant % 2 else look["color"]
         points = _ends(mine, axis, measure)
         if points:
@@ -252,7 +271,7 @@ def _varying(lines: list[Line]) -> list[str]:
 
 def _series(lines: list[Line], axis: str) -> dict[tuple[str, str, int], list[Line]]:
     """Competitors' lines by (label, method, variant): a variant is a setting of the axes that vary besides the one drawn."""
-    own = sorted((line for line in lines if not line.role), key=lambda line: line.method)
+    own = sorted((line for line in lines if not line.role), key=lambda line: (line.method, line.steps or 0, line.sparsity))
     vary = [part for part in _varying(own) if part != axis]
     series: dict[tuple[str, str, int], list[Line]] = {}
     settings: dict[str, list[str]] = {}

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hibench import tables
 from hibench.errors import HibenchError
 from hibench.store import Store
 from hibench.tables import Row, number
 
-__all__ = ["flatten", "hardware_name", "load_records", "load_rows", "sweep_rows"]
+__all__ = ["flatten", "hardware_name", "honest", "load_records", "load_rows", "sweep_rows"]
 
 
 def load_records(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -55,12 +56,21 @@ def flatten(record: dict[str, Any]) -> Row:
         row[name] = number(speed.get(name))
     row["_options"] = axes.get("options") or {}
     row["_metrics"] = {name: entry for name, entry in metrics.items() if name not in broken}
-    row["_missing"] = {**(quality.get("missing") or {}), **broken}
+    extractor = str((record.get("settings") or {}).get("extractor") or "")
+    row["_missing"] = {**{honest(name, extractor): why for name, why in (quality.get("missing") or {}).items()}, **broken}
     row["_flags"] = [str(flag.get("text") or flag.get("name")) for flag in record.get("flags") or ()]
     row["_samples"] = list(quality.get("samples") or ())
     row["_intervals"] = {"latency_p50_s": (span[0], span[1]), "peak_bytes": _peak_range(speed, row["peak_bytes"])}
     row["_env"] = env
     return row
+
+
+def honest(name: str, extractor: str) -> str:
+    """The name that a metric asked for by its family would carry: `fid` with scenes-clip is `fd@scenes-clip`."""
+    if name not in tables.ORDER or extractor in ("", "inception-v3-compat"):
+        return name
+    family = {"fid": "fd", "kid": "kd"}.get(name, name)
+    return f"{family}@{extractor}"
 
 
 def _peak_range(speed: dict[str, Any], peak: float | None) -> tuple[float | None, float | None]:

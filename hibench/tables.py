@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "BASELINES", "Column", "Entry", "Line", "Row", "Table", "build", "format_value", "interval", "metric_names", "metric_title",
-    "number", "pair", "plain", "resolution_text", "settings_text", "unit_of",
+    "BASELINES", "ORDER", "Column", "Entry", "Line", "Row", "Table", "build", "format_value", "interval", "metric_names",
+    "metric_title", "number", "pair", "plain", "resolution_text", "settings_text", "unit_of",
 ]
 
 Row = dict[str, Any]                                      # one record, flattened by hibench.report
@@ -213,14 +213,15 @@ def _columns(lines: list[Line], metrics: list[str]) -> list[Column]:
 
 
 def unit_of(quantity: str, known: list[float]) -> tuple[float, str]:
-    """Scale and unit that fit the median of the values: ms or s, MiB or GiB, GFLOP or TFLOP."""
+    """Scale and unit that fit the median of the values: ms or s, MiB or GiB, MFLOP to TFLOP."""
     middle = known[len(known) // 2] if known else 0.0
     if quantity == "s":
         return (1e3, "ms") if 0 < middle < 0.1 else (1.0, "s")
     if quantity == "bytes":
         return (2.0**-20, "MiB") if middle < 2**29 else (2.0**-30, "GiB")
     if quantity == "FLOP":
-        return (1e-9, "GFLOP") if middle < 1e12 else (1e-12, "TFLOP")
+        return next(((scale, unit) for most, scale, unit in ((1e9, 1e-6, "MFLOP"), (1e12, 1e-9, "GFLOP")) if middle < most),
+                    (1e-12, "TFLOP"))
     return 1.0, quantity
 
 

@@ -185,6 +185,9 @@ def test_too_many_curves_become_panels_per_method() -> None:
     figure = drawn(made)["latency-resolution"].figure
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["infd", "ldm", "patch-dm"]
     assert all(len(axes.containers) == 4 for axes in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["5 steps", "10 steps", "25 steps", "50 steps"]
+    for settings in zip(*(axes.containers for axes in figure.axes)):
+        assert len({box.lines[0].get_color() for box in settings}) == 1
 
 
 def test_crowded_ticks_keep_their_marks_and_lose_their_labels() -> None:

@@ -259,6 +259,17 @@ def test_a_missing_metric_is_a_column_with_its_reason_and_joins_its_honest_name(
     assert {"FD: too few images", "CMMD: no weights"} <= set(table.notes)
 
 
+@pytest.mark.parametrize(("name", "extractor", "wanted"), [
+    ("fid", "scenes-clip", "fd@scenes-clip"), ("precision", "dinov2", "precision@dinov2"), ("fid", "inception-v3-compat", "fid"),
+    ("kd@dinov2", "scenes-clip", "kd@dinov2"), ("seam", "scenes-clip", "seam"), ("fid", "", "fid"),
+])
+def test_a_missing_metric_gets_no_name_that_it_may_not_carry(name: str, extractor: str, wanted: str) -> None:
+    made = records.record("ldm", "quality")
+    made["settings"] = {"extractor": extractor}
+    made["quality"] |= {"values": {}, "missing": {name: "no weights"}}
+    assert [column.field for column in table_of([made]).columns] == [wanted]
+
+
 def test_flags_are_footnotes_of_the_number_they_concern() -> None:
     made = records.record("ldm")
     made["flags"] = [{"name": "contended", "text": "another process used 80 % of the processor"}]
