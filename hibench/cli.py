@@ -234,8 +234,8 @@ def score(
     images: Annotated[Path, Argument(metavar="IMAGES", help="A folder of images.")],
     reference: Annotated[str, Option("--reference", metavar="FOLDER|scenes", help="What to compare with.")] = "scenes",
     metrics: Annotated[list[str] | None, Option("--metrics", metavar="a,b,...", help="See `hibench list metrics`.")] = None,
-    extractor: Annotated[str | None, Option("--extractor", metavar="NAME", help="See `hibench list extractors`; default: scenes-clip, "
-                                                                                "or inception-v3-compat with --weights.")] = None,
+    extractor: Annotated[str | None, Option("--extractor", metavar="NAME", help=(
+        "See `hibench list extractors`; not given: scenes-clip, or inception-v3-compat with --weights."))] = None,
     weights: Annotated[Path | None, Option("--weights", help="The weights file of the extractor.")] = None,
     crop: Annotated[int | None, Option("--crop", min=1, help="Compare random crops of this many pixels a side.")] = None,
     prompts: Annotated[Path | None, Option("--prompts", help="A text file, one prompt per image, for clip-score.")] = None,

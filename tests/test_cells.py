@@ -17,8 +17,8 @@ from hibench.spec import Method, Quality, Reference, Spec, Sweep, Timing, load_s
 
 SCENES = {"name": "scenes", "kind": "scenes", "seed": 0}
 CELL = Cell("ldm", "ldm", "quality", 64, 128, options={"collage": "pixel", "eta": 0.0}, steps=50, sparsity=0.75, settings={
-    "images": 1000, "reference": SCENES, "extractor": "scenes-clip", "metrics": ["fid", "kid"], "batch": 16, "shard": 64, "keep": 8,
-    "first_seed": 0, "blocks": 3})
+    "images": 1000, "reference": SCENES, "extractor": "scenes-clip", "metrics": ["fid", "kid"], "batch": 16, "shard": 64,
+    "keep": 8, "first_seed": 0, "blocks": 3})
 SPEED = dataclasses.replace(CELL, kind="speed", settings={"processes": 5, "images": 10, "warmup": 2, "max_seconds": None,
                                                           "energy": True})
 
