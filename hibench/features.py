@@ -7,9 +7,10 @@ import importlib
 import importlib.util
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hibench.errors import HibenchError, MissingWeights, SpecError, did_you_mean
 from hibench.weights import cache_directory
@@ -21,22 +22,35 @@ if TYPE_CHECKING:
 
     from hibench.references import Reference
 
-__all__ = ["DEFAULT_EXTRACTOR", "EXTRACTORS", "Collector", "Entry", "Extractor", "Extractors", "count_bad", "describe", "get_extractor",
-           "open_extractors", "reference_features", "run"]
+__all__ = [
+    "DEFAULT_EXTRACTOR",
+    "EXTRACTORS",
+    "Collector",
+    "Entry",
+    "Extractor",
+    "Extractors",
+    "count_bad",
+    "describe",
+    "get_extractor",
+    "open_extractors",
+    "reference_features",
+    "run",
+]
 
-CACHE_VERSION = 1                      # raise whenever an extractor computes something else
+CACHE_VERSION = 1  # raise whenever an extractor computes something else
 DEFAULT_EXTRACTOR = "scenes-clip"
 
 
 class Extractor(Protocol):
-    """Images to features. Optional: `prepare` and `network`, whose composition it is, so that images of many sizes share a batch;
+    """Images to features. Optional: `prepare` and `network`, whose composition it is, so that images of many sizes share a
+    batch;
     `encode_text(prompts)` for clip-score; `needs_ids = True` when the call takes the images' ids as well."""
 
     name: str
-    weights_sha256: str                # "" for a descriptor without weights
-    resize: str                        # the resize rule, as it stands in the record
-    outputs: dict[str, int]            # layer → number of features
-    roles: dict[str, str]              # what metrics ask for (features, logits, spatial, text) → layer
+    weights_sha256: str  # "" for a descriptor without weights
+    resize: str  # the resize rule, as it stands in the record
+    outputs: dict[str, int]  # layer → number of features
+    roles: dict[str, str]  # what metrics ask for (features, logits, spatial, text) → layer
 
     def __call__(self, images: "torch.Tensor") -> "dict[str, torch.Tensor]":
         """uint8 [B, 3, H, W], any device → {layer: float32 [B, D]}."""
@@ -56,11 +70,17 @@ class Entry:
 _E = "hibench.extractors"
 EXTRACTORS: Mapping[str, Entry] = {
     "scenes-clip": Entry(f"{_E}.embedding:open_scenes_clip", None, "hibench's own small CLIP, trained on scenes (default)"),
-    "inception-v3-compat": Entry(f"{_E}.inception:open_compat", "inception-v3-compat", "TF-ported Inception, TF1 resize (torch-fidelity, ADM): `fid`"),
-    "inception-v3-clean": Entry(f"{_E}.inception:open_clean", "inception-v3-compat", "the same network, antialiased resize (clean-fid): `clean-fid`"),
+    "inception-v3-compat": Entry(
+        f"{_E}.inception:open_compat", "inception-v3-compat", "TF-ported Inception, TF1 resize (torch-fidelity, ADM): `fid`"
+    ),
+    "inception-v3-clean": Entry(
+        f"{_E}.inception:open_clean", "inception-v3-compat", "the same network, antialiased resize (clean-fid): `clean-fid`"
+    ),
     "vgg16": Entry(f"{_E}.embedding:open_vgg16", "vgg16", "VGG16 fc2 (improved precision and recall)"),
-    **{n: Entry(f"{_E}.embedding:open_clip_model", n, "OpenAI CLIP through open_clip", True)
-       for n in ("clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "clip-vit-l-14-336")},
+    **{
+        n: Entry(f"{_E}.embedding:open_clip_model", n, "OpenAI CLIP through open_clip", True)
+        for n in ("clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "clip-vit-l-14-336")
+    },
     "dinov2-vit-l-14": Entry(f"{_E}.embedding:open_dinov2", "dinov2-vit-l-14", "DINOv2 ViT-L/14 class token (FD-DINOv2)", True),
 }
 
@@ -73,7 +93,9 @@ def get_extractor(name: str, device: str = "cpu", weights: str | None = None) ->
     if ":" in name:
         return _own_extractor(name, device, weights)
     if name not in EXTRACTORS:
-        raise SpecError(f"no extractor named '{name}'{did_you_mean(name, EXTRACTORS)}; known: {', '.join(EXTRACTORS)}, or file.py:Class")
+        raise SpecError(
+            f"no extractor named '{name}'{did_you_mean(name, EXTRACTORS)}; known: {', '.join(EXTRACTORS)}, or file.py:Class"
+        )
     entry = EXTRACTORS[name]
     module, function = entry.opener.split(":")
     opener: Callable[..., Extractor] = getattr(importlib.import_module(module), function)
@@ -87,7 +109,8 @@ def _own_extractor(name: str, device: str, weights: str | None) -> Extractor:
     if not path.is_file():
         raise SpecError(f"extractor '{name}': no file {path}; give file.py:Class, or one of {', '.join(EXTRACTORS)}")
     spec = importlib.util.spec_from_file_location(f"hibench_extractor_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, attribute):
@@ -115,8 +138,9 @@ class Extractors:
         return self.opened[key]
 
 
-def open_extractors(settings: Mapping[str, Any], device: str = "cpu", resolution: tuple[int, int] | None = None,
-                    weights: str | None = None) -> Extractors:
+def open_extractors(
+    settings: Mapping[str, Any], device: str = "cpu", resolution: tuple[int, int] | None = None, weights: str | None = None
+) -> Extractors:
     """Open every extractor that `settings["metrics"]` need (`settings["extractor"]` is the default one), each once.
 
     Missing weights are noted in `.missing`, not raised: the other metrics go on. `resolution` (height, width) is needed by the
@@ -151,7 +175,9 @@ def open_extractors(settings: Mapping[str, Any], device: str = "cpu", resolution
     return Extractors(opened, missing)
 
 
-def run(extractors: Iterable[Extractor], images: "torch.Tensor", ids: Sequence[int] | None = None) -> "dict[str, NDArray[np.float32]]":
+def run(
+    extractors: Iterable[Extractor], images: "torch.Tensor", ids: Sequence[int] | None = None
+) -> "dict[str, NDArray[np.float32]]":
     """One pass of every extractor over uint8 [B, 3, H, W]: {"NAME/layer": float32 [B, ...]} on the host.
 
     `ids`: one per image (its seed), needed by crop metrics and swd. No PNG, no copy to the host before the network.
@@ -168,7 +194,7 @@ def run(extractors: Iterable[Extractor], images: "torch.Tensor", ids: Sequence[i
 
 def _call(extractor: Extractor, images: "torch.Tensor", ids: Sequence[int] | None) -> "dict[str, torch.Tensor]":
     if getattr(extractor, "needs_ids", False):
-        return extractor(images, ids)                                  # type: ignore[call-arg]
+        return extractor(images, ids)  # type: ignore[call-arg]
     return extractor(images)
 
 
@@ -195,8 +221,8 @@ class Collector:
                     waiting.append(extractor.prepare(images))
                     while sum(map(len, waiting)) >= self.batch:
                         joined = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
-                        self._network(extractor, joined[:self.batch])
-                        waiting[:] = [joined[self.batch:]] if len(joined) > self.batch else []
+                        self._network(extractor, joined[: self.batch])
+                        waiting[:] = [joined[self.batch :]] if len(joined) > self.batch else []
                 else:
                     self._keep(extractor, _call(extractor, images, ids))
 
@@ -229,14 +255,30 @@ def count_bad(images: "torch.Tensor") -> tuple[int, int]:
 
 
 def cache_key(reference: "Reference", extractor: Extractor, resolution: tuple[int, int] | None) -> str:
-    """What reference features depend on: content, resolution, network, weights, resize or crop rule (part of the name), version."""
-    parts = [CACHE_VERSION, reference.digest, len(reference), list(resolution) if resolution else None, extractor.name,
-             extractor.weights_sha256, extractor.resize, sorted(extractor.outputs.items()), "float32"]
+    """What reference features depend on: content, resolution, network, weights, resize or crop rule (part of the name),
+    version."""
+    parts = [
+        CACHE_VERSION,
+        reference.digest,
+        len(reference),
+        list(resolution) if resolution else None,
+        extractor.name,
+        extractor.weights_sha256,
+        extractor.resize,
+        sorted(extractor.outputs.items()),
+        "float32",
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def reference_features(reference: "Reference", extractors: Iterable[Extractor], resolution: tuple[int, int] | None = None,
-                       cache: str | Path | None = None, batch: int = 32, device: str = "cpu") -> "dict[str, NDArray[np.float32]]":
+def reference_features(
+    reference: "Reference",
+    extractors: Iterable[Extractor],
+    resolution: tuple[int, int] | None = None,
+    cache: str | Path | None = None,
+    batch: int = 32,
+    device: str = "cpu",
+) -> "dict[str, NDArray[np.float32]]":
     """Features of a whole reference, one pass for all extractors that are not cached; {"NAME/layer": float32 [N, ...]}.
 
     `cache`: a directory (None = HIBENCH_CACHE). Entries are keyed by content and never go stale; a damaged one is made again.
@@ -262,7 +304,7 @@ def reference_features(reference: "Reference", extractors: Iterable[Extractor], 
         for extractor, path in todo:
             mine = {k.rpartition("/")[2]: v for k, v in fresh.items() if k.rpartition("/")[0] == extractor.name}
             part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-            np.savez(part, **mine)                                     # type: ignore[arg-type]
+            np.savez(part, **mine)  # type: ignore[arg-type]
             os.replace(part, path)
         out.update(fresh)
     return out

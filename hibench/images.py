@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["EXTENSIONS", "decode", "folder_digest", "image_size", "in_parallel", "list_images", "stream"]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_MAX_PIXELS = 1 << 28                       # 16384²: beyond it a file is refused by name (decompression bombs)
+_MAX_PIXELS = 1 << 28  # 16384²: beyond it a file is refused by name (decompression bombs)
 T = TypeVar("T")
 S = TypeVar("S")
 
@@ -52,19 +52,20 @@ def decode(path: str | Path) -> "NDArray[np.uint8]":
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")            # PIL warns about odd metadata and about large images; size is checked here
+            warnings.simplefilter("ignore")  # PIL warns about odd metadata and about large images; size is checked here
             with Image.open(path) as opened:
                 if opened.width * opened.height > _MAX_PIXELS:
                     raise ValueError(f"{opened.width}x{opened.height} pixels are more than {_MAX_PIXELS}")
                 opened.load()
                 image = _to_rgb(ImageOps.exif_transpose(opened))
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-    except Exception as error:                         # PIL raises many types, SyntaxError and struct.error among them
+        return np.array(np.asarray(image).transpose(2, 0, 1), order="C")  # a copy: writable, contiguous
+    except Exception as error:  # PIL raises many types, SyntaxError and struct.error among them
         raise _unreadable(path, error) from error
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) after the EXIF orientation, from the file's header; SpecError with the file's name if it cannot be read."""
+    """(height, width) after the EXIF orientation, from the file's header; SpecError with the file's name if it cannot be
+    read."""
     import warnings
 
     from PIL import Image
@@ -90,7 +91,7 @@ def _to_rgb(image: "object") -> "object":
     from PIL import Image
 
     assert isinstance(image, Image.Image)
-    if image.mode.startswith("I"):                     # I;16, I;16B, I: 16-bit greyscale
+    if image.mode.startswith("I"):  # I;16, I;16B, I: 16-bit greyscale
         levels = np.asarray(image).astype(np.int64)
         if levels.size and (levels.min() < 0 or levels.max() > 65535):
             raise ValueError("32-bit integer samples outside 0..65535")
@@ -116,12 +117,12 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S], threads: int | N
             for item in iterator:
                 waiting.append(pool.submit(function, item))
                 if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()               # type: ignore[attr-defined]
+                    yield waiting.popleft().result()  # type: ignore[attr-defined]
             while waiting:
-                yield waiting.popleft().result()                   # type: ignore[attr-defined]
+                yield waiting.popleft().result()  # type: ignore[attr-defined]
         finally:
             for future in waiting:
-                future.cancel()                                    # type: ignore[attr-defined]
+                future.cancel()  # type: ignore[attr-defined]
 
 
 def stream(paths: Sequence[str | Path], threads: int | None = None) -> "Iterator[NDArray[np.uint8]]":
@@ -131,6 +132,7 @@ def stream(paths: Sequence[str | Path], threads: int | None = None) -> "Iterator
 
 def folder_digest(root: Path, paths: Sequence[Path], threads: int | None = None) -> str:
     """SHA-256 over the relative names and the bytes of the files: the content of a folder reference."""
+
     def one(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else _sha256(file.read())

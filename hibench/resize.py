@@ -21,7 +21,7 @@ def tf1_bilinear(images: "torch.Tensor", size: int) -> "torch.Tensor":
     h, w = images.shape[-2:]
     y_lo, y_hi, dy = _tf1_axis(h, size, images.device)
     x_lo, x_hi, dx = _tf1_axis(w, size, images.device)
-    if h > 2 * size:                                                 # interpolate along x only where a row is used
+    if h > 2 * size:  # interpolate along x only where a row is used
         rows, inverse = torch.unique(torch.cat([y_lo, y_hi]), return_inverse=True)
         images = images.index_select(2, rows)
         y_lo, y_hi = inverse[:size], inverse[size:]
@@ -54,14 +54,18 @@ def bicubic_antialias(images: "torch.Tensor", height: int, width: int) -> "torch
 
 
 def pil_bicubic_uint8(images: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
-    """PIL's bicubic resize of a uint8 image, exactly (on the CPU, an image at a time): uint8 [B, 3, H, W] → [B, 3, height, width]."""
+    """PIL's bicubic resize of a uint8 image, exactly (on the CPU, an image at a time): uint8 [B, 3, H, W] → [B, 3, height,
+    width]."""
     import numpy as np
     import torch
     from PIL import Image
 
     if images.shape[-2:] == (height, width):
         return images
-    rows = [np.asarray(Image.fromarray(i).resize((width, height), Image.Resampling.BICUBIC)) for i in images.permute(0, 2, 3, 1).cpu().numpy()]
+    rows = [
+        np.asarray(Image.fromarray(i).resize((width, height), Image.Resampling.BICUBIC))
+        for i in images.permute(0, 2, 3, 1).cpu().numpy()
+    ]
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous().to(images.device)
 
 
@@ -72,4 +76,4 @@ def shortest_side_crop(images: "torch.Tensor", size: int) -> "torch.Tensor":
     height, width = (size, int(size * w / short)) if h <= w else (int(size * h / short), size)
     small = pil_bicubic_uint8(images, height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return small[..., top:top + size, left:left + size]
+    return small[..., top : top + size, left : left + size]

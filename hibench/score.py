@@ -16,22 +16,45 @@ if TYPE_CHECKING:
 
     from hibench.features import Extractors
     from hibench.metrics.evaluate import FeatureSet
-    from hibench.references import FolderReference, Reference
+    from hibench.references import Reference
+    from hibench.references.folder import FolderReference
 
 __all__ = ["DEFAULT_METRICS", "run_score", "score_folders"]
 
 DEFAULT_METRICS = ("fid", "kid", "is", "precision", "recall")
 
 
-def run_score(images: str | Path, reference: str | Path, *, metrics: Sequence[str] | str | None = None, extractor: str | None = None,
-              weights: str | Path | None = None, crop: int | None = None, as_json: bool = False, device: str = "auto",
-              prompts: str | Path | None = None, cache: str | Path | None = None, batch: int = 32) -> int:
-    """Score a folder and print a table, or one JSON object on stdout; 0, or 3 when a metric is missing (the reason goes to stderr).
+def run_score(
+    images: str | Path,
+    reference: str | Path,
+    *,
+    metrics: Sequence[str] | str | None = None,
+    extractor: str | None = None,
+    weights: str | Path | None = None,
+    crop: int | None = None,
+    as_json: bool = False,
+    device: str = "auto",
+    prompts: str | Path | None = None,
+    cache: str | Path | None = None,
+    batch: int = 32,
+) -> int:
+    """Score a folder and print a table, or one JSON object on stdout; 0, or 3 when a metric is missing (the reason goes to
+    stderr).
 
     See `score_folders` for the arguments.
     """
-    values, missing = score_folders(images, reference, metrics=metrics, extractor=extractor, weights=weights, crop=crop, device=device,
-                                    prompts=prompts, cache=cache, batch=batch)
+    values, missing = score_folders(
+        images,
+        reference,
+        metrics=metrics,
+        extractor=extractor,
+        weights=weights,
+        crop=crop,
+        device=device,
+        prompts=prompts,
+        cache=cache,
+        batch=batch,
+    )
     if as_json:
         print(json.dumps({"metrics": values}, allow_nan=False))
     else:
@@ -42,19 +65,30 @@ def run_score(images: str | Path, reference: str | Path, *, metrics: Sequence[st
     return EXIT_FAILED if missing or not values else EXIT_OK
 
 
-def score_folders(images: str | Path, reference: str | Path, *, metrics: Sequence[str] | str | None = None, extractor: str | None = None,
-                  weights: str | Path | None = None, crop: int | None = None, device: str = "auto", prompts: str | Path | None = None,
-                  cache: str | Path | None = None, batch: int = 32) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def score_folders(
+    images: str | Path,
+    reference: str | Path,
+    *,
+    metrics: Sequence[str] | str | None = None,
+    extractor: str | None = None,
+    weights: str | Path | None = None,
+    crop: int | None = None,
+    device: str = "auto",
+    prompts: str | Path | None = None,
+    cache: str | Path | None = None,
+    batch: int = 32,
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """({name: value object}, {metric: why it is missing}) of the images below `images` against a folder or `scenes`.
 
-    `extractor`: None = scenes-clip, or inception-v3-compat when a weights file is given. `weights`: a file for that extractor, of any
+    `extractor`: None = scenes-clip, or inception-v3-compat when a weights file is given. `weights`: a file for that
+    extractor, of any
     hash: the value's `name` then says so (`fd@inception-v3-compat-1a2b3c4d`), while its key is the name that was asked for.
     `crop`: the size in px of crop metrics that name none (pfid is added when no crop metric is asked for).
     `prompts`: a text file, one prompt per image in the order of their names, for clip-score. `cache`: None = HIBENCH_CACHE.
     """
     from hibench.features import DEFAULT_EXTRACTOR, open_extractors
     from hibench.job import resolve_device
-    from hibench.references import FolderReference
+    from hibench.references.folder import FolderReference
 
     device = resolve_device(device)
     network = extractor or ("inception-v3-compat" if weights else DEFAULT_EXTRACTOR)
@@ -88,20 +122,34 @@ def _with_crop(metrics: Sequence[str] | str | None, crop: int | None) -> list[st
     crops = {name for name, family in FAMILY.items() if family.crop} | {"pfd", "anyres-pfd", "fd-crop"}
     if not any(m.split("@")[0] in crops for m in wanted):
         wanted.append("pfid")
-    return [f"{m}@{crop}" if m.split("@")[0] in crops and not any(c[0].isdigit() for c in m.split("@")[1:] if c) else m for m in wanted]
+    return [
+        f"{m}@{crop}" if m.split("@")[0] in crops and not any(c[0].isdigit() for c in m.split("@")[1:] if c) else m
+        for m in wanted
+    ]
 
 
 def _scenes(size: tuple[int, int] | None, count: int) -> "Reference":
     from hibench.references import ScenesReference
 
     if size is None:
-        raise SpecError("reference scenes: the images have several sizes, and scenes are rendered at theirs; score images of one size")
+        raise SpecError(
+            "reference scenes: the images have several sizes, and scenes are rendered at theirs; score images of one size"
+        )
     return ScenesReference(0, count, resolution=size)
 
 
-def _sets(requests: list[Request], samples: "FolderReference", target: "Reference", opened: "Extractors", size: tuple[int, int] | None,
-          device: str, batch: int, cache: str | Path | None, prompts: str | Path | None,
-          vouched: str | None) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _sets(
+    requests: list[Request],
+    samples: "FolderReference",
+    target: "Reference",
+    opened: "Extractors",
+    size: tuple[int, int] | None,
+    device: str,
+    batch: int,
+    cache: str | Path | None,
+    prompts: str | Path | None,
+    vouched: str | None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Metrics of distributions: features of both sides, then every value."""
     from hibench.features import Collector, reference_features
     from hibench.metrics.evaluate import FeatureSet, evaluate
@@ -133,8 +181,11 @@ def _asked(entry: dict[str, Any], requests: list[Request], vouched: str, size: t
     from hibench.weights import CATALOG
 
     class Published:
-        weights_sha256 = CATALOG["inception-v3-compat" if vouched == "inception-v3-clean" else vouched].sha256 if vouched in (
-            *CATALOG, "inception-v3-clean") else ""
+        weights_sha256 = (
+            CATALOG["inception-v3-compat" if vouched == "inception-v3-clean" else vouched].sha256
+            if vouched in (*CATALOG, "inception-v3-clean")
+            else ""
+        )
 
     for request in requests:
         if request.family.name == entry["family"] and entry["extractor"] == request.extractor == vouched:
@@ -157,11 +208,12 @@ def _read_prompts(path: str | Path) -> list[str]:
     return read_prompts(str(path)) or []
 
 
-def _pairs(requests: list[Request], samples: "FolderReference", target: "Reference", weights: str | Path | None,
-           device: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _pairs(
+    requests: list[Request], samples: "FolderReference", target: "Reference", weights: str | Path | None, device: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Metrics of pairs of images with the same relative name."""
     from hibench.metrics.pair_scores import PairScore
-    from hibench.references import FolderReference
+    from hibench.references.folder import FolderReference
 
     if not isinstance(target, FolderReference):
         raise SpecError(f"{requests[0].text} compares pairs of images: give a folder with the same file names as --reference")
@@ -181,7 +233,13 @@ def _pairs(requests: list[Request], samples: "FolderReference", target: "Referen
                 scores[text].add(a, b)
             except HibenchError as error:
                 missing[text] = str(error)
-    return {t: s.value(target.name, target.digest) for t, s in scores.items() if t not in missing}, missing
+    values: dict[str, dict[str, Any]] = {}
+    for text in [t for t in scores if t not in missing]:
+        try:
+            values[text] = scores[text].value(target.name, target.digest)
+        except HibenchError as error:
+            missing[text] = str(error)
+    return values, missing
 
 
 def _couples(samples: "FolderReference", target: "FolderReference") -> list[tuple[Path, Path]]:
@@ -191,7 +249,10 @@ def _couples(samples: "FolderReference", target: "FolderReference") -> list[tupl
     alone = sorted(mine.keys() ^ by_name.keys())
     if alone:
         side = samples.root if alone[0] in mine else target.root
-        raise SpecError(f"pairs: {len(alone)} images have no partner of the same name, e.g. '{alone[0]}' in {side}; give folders with equal names")
+        raise SpecError(
+            f"pairs: {len(alone)} images have no partner of the same name, e.g. '{alone[0]}' in {side}; "
+            "give folders with equal names"
+        )
     return [(mine[name], by_name[name]) for name in sorted(mine)]
 
 
@@ -219,8 +280,18 @@ def _table(values: dict[str, dict[str, Any]]) -> Iterator[str]:
     for entry in values.values():
         pm = "" if entry["pm"] is None else f" ± {entry['pm']:.3g}"
         n = f"n={entry['n']}" + (f"/{entry['n_reference']}" if entry["n_reference"] else "")
-        notes = [n, arrows[entry["better"]], entry["resize"] or "", f"weights {entry['weights_sha256'][:8]}" if entry["weights_sha256"] else ""]
-        yield f"{entry['name']:<{width}}  {entry['value']:.6g}{pm} {entry['unit']}".rstrip() + "  " + ", ".join(n for n in notes if n)
+        notes = [
+            n,
+            arrows[entry["better"]],
+            entry["resize"] or "",
+            f"weights {entry['weights_sha256'][:8]}" if entry["weights_sha256"] else "",
+        ]
+        yield (
+            f"{entry['name']:<{width}}  {entry['value']:.6g}{pm} {entry['unit']}".rstrip()
+            + "  "
+            + ", ".join(n for n in notes if n)
+        )
     bad = next((e["bad"] for e in values.values() if any(e.get("bad", {}).values())), None)
     if bad:
-        yield f"note: {bad['constant']} images of one colour, {bad['nan']} with features that are not finite; all are counted in"
+        yield f"note: {bad['constant']} images of one colour, {bad['nan']} with features that are not finite; "
+        yield "      all of them are counted in"

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Callable, Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["block_pm", "block_rule", "blocks_of", "bootstrap_interval", "mad", "mean_interval", "quantile", "t_cdf", "t_quantile"]
+__all__ = [
+    "block_pm",
+    "block_rule",
+    "blocks_of",
+    "bootstrap_interval",
+    "mad",
+    "mean_interval",
+    "quantile",
+    "t_cdf",
+    "t_quantile",
+]
 
 
 def t_cdf(t: float, dof: int) -> float:
@@ -69,8 +80,13 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean - half, mean + half
 
 
-def bootstrap_interval(groups: Sequence[Sequence[float]], statistic: Callable[[list[float]], float], confidence: float = 0.95,
-                       draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+def bootstrap_interval(
+    groups: Sequence[Sequence[float]],
+    statistic: Callable[[list[float]], float],
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
     """Percentile interval from resampling whole groups (processes, or the crops of one image), then values within a group.
 
     None for fewer than two groups: nothing can be said about the spread between them.

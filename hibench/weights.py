@@ -15,8 +15,22 @@ from hibench.errors import MissingWeights, SpecError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CATALOG", "Found", "WeightFile", "cache_directory", "check_state", "describe", "fetch", "find", "is_published",
-           "is_torchscript", "load_script", "read_state", "resolve", "sha256_of"]
+__all__ = [
+    "CATALOG",
+    "Found",
+    "WeightFile",
+    "cache_directory",
+    "check_state",
+    "describe",
+    "fetch",
+    "find",
+    "is_published",
+    "is_torchscript",
+    "load_script",
+    "read_state",
+    "resolve",
+    "sha256_of",
+]
 
 
 @dataclass(frozen=True)
@@ -35,20 +49,38 @@ def _clip(name: str, file: str, digest: str) -> WeightFile:
 
 
 _FILES = (
-    WeightFile("inception-v3-compat", "weights-inception-2015-12-05-6726825d.pth",
-               "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-               "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2", "TF Inception-v3 (2015-12-05), Apache-2.0"),
-    WeightFile("vgg16", "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth",
-               "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", "VGG16 (ImageNet), for vgg16 features and psim"),
-    WeightFile("alexnet", "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79",
-               "AlexNet (ImageNet), the trunk of lpips"),
+    WeightFile(
+        "inception-v3-compat",
+        "weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        "TF Inception-v3 (2015-12-05), Apache-2.0",
+    ),
+    WeightFile(
+        "vgg16",
+        "vgg16-397923af.pth",
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        "VGG16 (ImageNet), for vgg16 features and psim",
+    ),
+    WeightFile(
+        "alexnet",
+        "alexnet-owt-7be5be79.pth",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "7be5be79",
+        "AlexNet (ImageNet), the trunk of lpips",
+    ),
     _clip("clip-vit-b-32", "ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
     _clip("clip-vit-b-16", "ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
     _clip("clip-vit-l-14", "ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
     _clip("clip-vit-l-14-336", "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
-    WeightFile("dinov2-vit-l-14", "dinov2_vitl14_pretrain.pth",
-               "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
-               "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428", "DINOv2 ViT-L/14, Apache-2.0"),
+    WeightFile(
+        "dinov2-vit-l-14",
+        "dinov2_vitl14_pretrain.pth",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        "DINOv2 ViT-L/14, Apache-2.0",
+    ),
 )
 CATALOG: Mapping[str, WeightFile] = {f.name: f for f in _FILES}
 
@@ -83,7 +115,9 @@ def is_published(name: str, sha256: str | None) -> bool:
 
 def _places(entry: WeightFile) -> list[Path]:
     """Where a published file is looked for, in order."""
-    torch_home = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch")
+    torch_home = Path(
+        os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    )
     own = os.environ.get("HIBENCH_WEIGHTS")
     folders = [*([Path(own)] if own else []), cache_directory() / "weights", torch_home / "hub" / "checkpoints"]
     if entry.name.startswith("clip-"):
@@ -111,17 +145,23 @@ def resolve(name: str, explicit: str | Path | None = None, user: str | None = No
     if explicit is not None:
         path = Path(explicit).expanduser()
         if not path.is_file():
-            raise MissingWeights(f"{user}: no weights file at {path}; check the path, or get the published one with: hibench fetch {name}")
+            raise MissingWeights(
+                f"{user}: no weights file at {path}; check the path, or get the published one with: hibench fetch {name}"
+            )
         return Found(path, sha256_of(path))
     entry = _entry(name)
     here = find(name)
     if here is None:
-        raise MissingWeights(f"{user}: weights {entry.filename} are not on this machine (looked in "
-                             f"{', '.join(str(p.parent) for p in _places(entry))}); get them with: hibench fetch {name}")
+        raise MissingWeights(
+            f"{user}: weights {entry.filename} are not on this machine (looked in "
+            f"{', '.join(str(p.parent) for p in _places(entry))}); get them with: hibench fetch {name}"
+        )
     digest = sha256_of(here)
     if not digest.startswith(entry.sha256):
-        raise MissingWeights(f"{user}: {here} has SHA-256 {digest[:16]}…, the published file {entry.sha256[:16]}… (truncated or another "
-                             f"file); remove it, then: hibench fetch {name}")
+        raise MissingWeights(
+            f"{user}: {here} has SHA-256 {digest[:16]}…, the published file {entry.sha256[:16]}… (truncated or another "
+            f"file); remove it, then: hibench fetch {name}"
+        )
     return Found(here, digest)
 
 
@@ -142,11 +182,12 @@ def load_script(path: Path, device: str = "cpu") -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.jit.load(str(path), map_location=device).eval()         # type: ignore[no-untyped-call]
+        return torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
 
 
 def read_state(path: Path, user: str) -> "dict[str, torch.Tensor]":
-    """The tensors of a .safetensors, .pth or TorchScript file, on the CPU; nothing in it is executed but TorchScript's own loader.
+    """The tensors of a .safetensors, .pth or TorchScript file, on the CPU; nothing in it is executed but TorchScript's own
+    loader.
 
     Raises MissingWeights in one line for a truncated or foreign file.
     """
@@ -160,10 +201,12 @@ def read_state(path: Path, user: str) -> "dict[str, torch.Tensor]":
         if is_torchscript(path):
             return dict(load_script(path).state_dict())
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:                        # zipfile, pickle, safetensors and torch each have their own errors
+    except Exception as error:  # zipfile, pickle, safetensors and torch each have their own errors
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise MissingWeights(f"{user}: {path} is not a readable weights file ({type(error).__name__}: {reason}); "
-                             "it may be truncated: get it again") from error
+        raise MissingWeights(
+            f"{user}: {path} is not a readable weights file ({type(error).__name__}: {reason}); "
+            "it may be truncated: get it again"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -178,12 +221,16 @@ def check_state(state: "Mapping[str, torch.Tensor]", shapes: Mapping[str, tuple[
     if lacking:
         surplus = [k for k in state if k not in shapes and not k.endswith("num_batches_tracked")]
         hint = f"; it holds e.g. '{surplus[0]}'" if surplus else ""
-        raise MissingWeights(f"{user}: {path} has wrong keys: {len(lacking)} of {len(shapes)} tensors are missing, e.g. '{lacking[0]}'{hint}; "
-                             "give the file of this network")
+        raise MissingWeights(
+            f"{user}: {path} has wrong keys: {len(lacking)} of {len(shapes)} tensors are missing, e.g. '{lacking[0]}'{hint}; "
+            "give the file of this network"
+        )
     for key, shape in shapes.items():
         if tuple(state[key].shape) != tuple(shape):
-            raise MissingWeights(f"{user}: {path}: tensor '{key}' has shape {tuple(state[key].shape)}, expected {tuple(shape)}; "
-                                 "give the file of this network")
+            raise MissingWeights(
+                f"{user}: {path}: tensor '{key}' has shape {tuple(state[key].shape)}, expected {tuple(shape)}; "
+                "give the file of this network"
+            )
 
 
 def fetch(name: str, opener: Callable[..., Any] | None = None) -> Path:
@@ -207,12 +254,16 @@ def fetch(name: str, opener: Callable[..., Any] | None = None) -> Path:
                 out.write(chunk)
         digest = sha256_of(part)
         if not digest.startswith(entry.sha256):
-            raise MissingWeights(f"{name}: {entry.url} gave a file with SHA-256 {digest[:16]}…, expected {entry.sha256[:16]}…; nothing was kept: "
-                                 f"try again: hibench fetch {name}")
+            raise MissingWeights(
+                f"{name}: {entry.url} gave a file with SHA-256 {digest[:16]}…, expected {entry.sha256[:16]}…; "
+                f"nothing was kept; try again: hibench fetch {name}"
+            )
         os.replace(part, target)
     except OSError as error:
-        raise MissingWeights(f"{name}: could not download {entry.url} ({error}); copy the file by hand to {target} "
-                             f"(SHA-256 {entry.sha256}), or try again: hibench fetch {name}") from error
+        raise MissingWeights(
+            f"{name}: could not download {entry.url} ({error}); copy the file by hand to {target} "
+            f"(SHA-256 {entry.sha256}), or try again: hibench fetch {name}"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return target
@@ -223,6 +274,13 @@ def describe() -> list[dict[str, Any]]:
     rows = []
     for entry in CATALOG.values():
         here = find(entry.name)
-        rows.append({"name": entry.name, "file": str(here) if here else entry.filename, "available": here is not None, "about": entry.about,
-                     "next": "" if here else f"hibench fetch {entry.name}"})
+        rows.append(
+            {
+                "name": entry.name,
+                "file": str(here) if here else entry.filename,
+                "available": here is not None,
+                "about": entry.about,
+                "next": "" if here else f"hibench fetch {entry.name}",
+            }
+        )
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unittest.mock
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,6 +12,13 @@ from hibench.extractors.inception import shapes
 
 
 def make(path: Path, seed: int = 0) -> Path:
+    """Write the random weights of this seed."""
+    torch.save(_state(seed), path)
+    return path
+
+
+@lru_cache(maxsize=1)
+def _state(seed: int) -> dict[str, torch.Tensor]:
     """He-initialised convolutions, batch-norm statistics calibrated on noise so that activations keep their scale."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, torch.Tensor] = {}
@@ -32,8 +40,7 @@ def make(path: Path, seed: int = 0) -> Path:
         else:
             state[name] = torch.randn(shape, generator=generator) * 0.1
     _calibrate(state)
-    torch.save(state, path)
-    return path
+    return state
 
 
 def _calibrate(state: dict[str, torch.Tensor]) -> None:
@@ -56,6 +63,5 @@ def _calibrate(state: dict[str, torch.Tensor]) -> None:
         plain((torch.nn.functional.interpolate(noise, 96, mode="bilinear") * 255).to(torch.uint8))
     state.update({k: v.clone() for k, v in plain.state_dict().items()})
     for branch in ("branch1x1", "branch3x3_2a", "branch3x3_2b", "branch3x3dbl_3a", "branch3x3dbl_3b", "branch_pool"):
-        for kind in ("weight", "bias"):                             # features of the published network's size, about 0.4
+        for kind in ("weight", "bias"):  # features of the published network's size, about 0.4
             state[f"Mixed_7c.{branch}.bn.{kind}"] *= 0.05
-

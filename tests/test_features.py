@@ -64,7 +64,7 @@ def test_a_collector_joins_sizes_into_batches_and_keeps_the_order() -> None:
 def test_constant_images_and_nan_are_counted() -> None:
     x = noise(4)
     x[1] = 7
-    x[2, 0], x[2, 1], x[2, 2] = 1, 2, 3                                # one colour, not grey
+    x[2, 0], x[2, 1], x[2, 2] = 1, 2, 3  # one colour, not grey
     assert features.count_bad(x) == (0, 2)
     y = x.float()
     y[0, 0, 0, 0] = float("nan")
@@ -75,9 +75,11 @@ def test_an_unknown_extractor_is_corrected_and_an_own_one_is_loaded(tmp_path: Pa
     with pytest.raises(SpecError, match="no extractor named 'scenes-clp'; did you mean 'scenes-clip'"):
         features.get_extractor("scenes-clp")
     file = tmp_path / "own.py"
-    file.write_text("class Own:\n    name, weights_sha256, resize, outputs, roles = 'own', '', 'none', {}, {}\n"
-                    "    def __init__(self, device, weights): pass\n"
-                    "class Bad:\n    def __init__(self, device, weights): pass\n")
+    file.write_text(
+        "class Own:\n    name, weights_sha256, resize, outputs, roles = 'own', '', 'none', {}, {}\n"
+        "    def __init__(self, device, weights): pass\n"
+        "class Bad:\n    def __init__(self, device, weights): pass\n"
+    )
     assert features.get_extractor(f"{file}:Own").name == "own"
     with pytest.raises(SpecError, match="has no attribute name, weights_sha256"):
         features.get_extractor(f"{file}:Bad")
@@ -147,10 +149,10 @@ def test_crops_depend_on_plan_and_id_alone() -> None:
     assert whole.shape == (12, 3, 6, 6)
     assert torch.equal(whole[4:8], plan.cut(x[1:2], [6]))
     assert not torch.equal(whole[4:8], CropPlan(6, 4, seed=1).cut(x[1:2], [6]))
-    h, w, top, left = plan.places(6, 20, 30)[0]
-    assert torch.equal(whole[4], x[1, :, top:top + 6, left:left + 6])
+    _, _, top, left = plan.places(6, 20, 30)[0]
+    assert torch.equal(whole[4], x[1, :, top : top + 6, left : left + 6])
     tops = [plan.places(i, 20, 30)[0][2] for i in range(400)]
-    assert {min(tops), max(tops)} == {0, 14}                                # both ends are reached
+    assert {min(tops), max(tops)} == {0, 14}  # both ends are reached
     with pytest.raises(SpecError, match="does not fit a 30x20 px image"):
         CropPlan(21).cut(x, [1, 2, 3])
 
@@ -175,11 +177,13 @@ def test_crop_features_are_rows_per_image() -> None:
 def test_descriptors_without_weights_have_their_shapes_and_limits() -> None:
     found = features.run([Spectrum((40, 64)), SwdPatches((40, 64), 16)], noise(2, 40, 64), ids=[0, 1])
     assert found["spectrum/power"].shape == (2, 21)
-    assert {k: v.shape for k, v in found.items() if k.startswith("swd")} == {f"swd16/level-{s}": (2, 16 * 147) for s in (40, 20)}
+    assert {k: v.shape for k, v in found.items() if k.startswith("swd")} == {
+        f"swd16/level-{s}": (2, 16 * 147) for s in (40, 20)
+    }
     with pytest.raises(SpecError, match="smaller than the pyramid's lowest level"):
         features.run([SwdPatches((8, 8))], noise(1), ids=[0])
 
 
 def test_a_large_image_passes_in_bounded_memory() -> None:
-    x = noise(1, 64, 64).repeat(1, 1, 64, 64)                               # 4096²
+    x = noise(1, 64, 64).repeat(1, 1, 64, 64)  # 4096²
     assert features.run([Mean()], x)["mean/colour"].shape == (1, 3)

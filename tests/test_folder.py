@@ -37,7 +37,7 @@ def test_greyscale_sixteen_bit_palette_and_cmyk_become_rgb(tmp_path: Path) -> No
     grey = np.array([[0, 100, 255]], np.uint8)
     assert decode(save(tmp_path / "grey.png", grey))[:, 0].tolist() == [[0, 100, 255]] * 3
     deep = np.array([[0, 257 * 100, 65535, 257 * 7 + 200]], np.uint16)
-    assert decode(save(tmp_path / "deep.png", deep))[0, 0].tolist() == [0, 100, 255, 8]       # rounded, not cut
+    assert decode(save(tmp_path / "deep.png", deep))[0, 0].tolist() == [0, 100, 255, 8]  # rounded, not cut
     Image.fromarray(noise(4, 4)).quantize(8).save(tmp_path / "palette.gif")
     assert decode(tmp_path / "palette.gif").shape == (3, 4, 4)
     Image.new("CMYK", (3, 2), (0, 255, 255, 0)).save(tmp_path / "ink.jpg", quality=100)
@@ -59,7 +59,7 @@ def test_alpha_is_composited_over_white(tmp_path: Path) -> None:
 
 def test_exif_orientation_turns_the_image(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6                                                      # turned by 90 degrees
+    exif[0x0112] = 6  # turned by 90 degrees
     x = np.zeros((8, 16, 3), np.uint8)
     x[:, :8] = 255
     path = save(tmp_path / "turned.jpg", x, exif=exif, quality=100)
@@ -116,14 +116,14 @@ def test_images_of_one_size_come_in_batches_and_others_alone(tmp_path: Path) -> 
     assert [tuple(b.shape) for b in batches] == [(2, 3, 4, 4), (1, 3, 4, 4), (1, 3, 6, 4), (1, 3, 4, 4)]
     assert np.array_equal(batches[2][0].numpy(), noise(6, 4, 3).transpose(2, 0, 1))
     assert reference.size is None
-    assert len(list(reference.images(first=1, count=2))[0]) == 2
+    assert len(next(iter(reference.images(first=1, count=2)))) == 2
     assert reference.captions(0, 5) is None
 
 
 def test_large_images_are_box_downsampled_and_small_ones_refused() -> None:
     x = torch.randint(0, 256, (3, 8, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert torch.equal(fit(x, (4, 8), "x"), x.view(3, 4, 2, 8, 2).float().mean((2, 4)).round().to(torch.uint8))
-    assert torch.equal(fit(x, (4, 4), "x"), fit(x[:, :, 4:12], (4, 4), "x"))                     # centre crop to the aspect ratio
+    assert torch.equal(fit(x, (4, 4), "x"), fit(x[:, :, 4:12], (4, 4), "x"))  # centre crop to the aspect ratio
     assert fit(x, (8, 16), "x") is x
     with pytest.raises(SpecError, match=r"x\.png: 16x8 px is smaller than the 16x16 px"):
         fit(x, (16, 16), "x.png")

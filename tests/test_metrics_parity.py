@@ -1,4 +1,5 @@
-"""The same numbers as torch-fidelity, clean-fid and lpips on the same images and weights; and their known failures, absent here."""
+"""The same numbers as torch-fidelity, clean-fid and lpips on the same images and weights; and their known failures, absent
+here."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from hibench.references import FolderReference
 from hibench.resize import bicubic_antialias, shortest_side_crop, tf1_bilinear
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")                      # the peers' imports warn about their own dependencies
+    warnings.simplefilter("ignore")  # the peers' imports warn about their own dependencies
     import lpips
     import torch_fidelity  # noqa: F401
     from cleanfid import fid as cleanfid
@@ -39,7 +40,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def peer(weights: Path) -> FeatureExtractorInceptionV3:
-    return FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights))
+    return FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +75,28 @@ def relative(a: torch.Tensor | np.ndarray, b: torch.Tensor | np.ndarray) -> floa
     return float((a - b).norm() / b.norm())
 
 
-def test_inception_features_and_logits_equal_torch_fidelity(peer: FeatureExtractorInceptionV3, weights: Path, images: torch.Tensor) -> None:
+def test_inception_features_and_logits_equal_torch_fidelity(
+    peer: FeatureExtractorInceptionV3, weights: Path, images: torch.Tensor
+) -> None:
     spatial: list[torch.Tensor] = []
-    hook = peer.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: spatial.append(output[:, :7].flatten(1)))
+    hook = peer.Mixed_6d.branch1x1.register_forward_hook(
+        lambda module, inputs, output: spatial.append(output[:, :7].flatten(1))
+    )
     with torch.inference_mode():
         theirs, ours = peer(images[:6]), open_compat("cpu", str(weights))(images[:6])
     hook.remove()
     assert 0.1 < float(theirs[0].mean()) < 2
     assert relative(ours["2048"], theirs[0]) < 1e-5
     assert relative(ours["logits"], theirs[1]) < 1e-5
-    assert relative(ours["mixed6"], spatial[0]) < 1e-5                      # sFID's layer: Mixed_6d.branch1x1
+    assert relative(ours["mixed6"], spatial[0]) < 1e-5  # sFID's layer: Mixed_6d.branch1x1
 
 
 @pytest.mark.parametrize("size", [(256, 256), (40, 61), (1, 1), (299, 299), (700, 640)])
 def test_tf1_resize_is_bit_equal_to_torch_fidelity(size: tuple[int, int]) -> None:
     x = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    assert torch.equal(tf1_bilinear(x, 299), interpolate_bilinear_2d_like_tensorflow1x(x.float(), size=(299, 299), align_corners=False))
+    assert torch.equal(
+        tf1_bilinear(x, 299), interpolate_bilinear_2d_like_tensorflow1x(x.float(), size=(299, 299), align_corners=False)
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (320, 411), (600, 512), (1, 1)])
@@ -108,13 +117,32 @@ def test_clip_crop_equals_torchvision_on_pil_images() -> None:
     assert np.array_equal(shortest_side_crop(x, 32)[0].permute(1, 2, 0).numpy(), theirs)
 
 
-def test_clean_features_and_distance_equal_clean_fid_from_the_same_files(peer: FeatureExtractorInceptionV3, weights: Path, folder: Path,
-                                                                         tmp_path: Path) -> None:
+def test_clean_features_and_distance_equal_clean_fid_from_the_same_files(
+    peer: FeatureExtractorInceptionV3, weights: Path, folder: Path, tmp_path: Path
+) -> None:
     class Layers(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            order = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2", "Mixed_5b",
-                     "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c")
+            order = (
+                "Conv2d_1a_3x3",
+                "Conv2d_2a_3x3",
+                "Conv2d_2b_3x3",
+                "MaxPool_1",
+                "Conv2d_3b_1x1",
+                "Conv2d_4a_3x3",
+                "MaxPool_2",
+                "Mixed_5b",
+                "Mixed_5c",
+                "Mixed_5d",
+                "Mixed_6a",
+                "Mixed_6b",
+                "Mixed_6c",
+                "Mixed_6d",
+                "Mixed_6e",
+                "Mixed_7a",
+                "Mixed_7b",
+                "Mixed_7c",
+            )
             self.layers = torch.nn.Sequential(*[getattr(peer, name) for name in order], peer.AvgPool)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -125,20 +153,23 @@ def test_clean_features_and_distance_equal_clean_fid_from_the_same_files(peer: F
         torch.jit.trace(Layers(), torch.rand(1, 3, 75, 75), check_trace=False).save(str(tmp_path / "inception-2015-12-05.pt"))
         network = InceptionV3W(str(tmp_path), download=False)
         with torch.jit.optimized_execution(False):
-            theirs = cleanfid.get_folder_features(str(folder), network, num_workers=0, batch_size=12, device=torch.device("cpu"),
-                                                  mode="clean", verbose=False)
+            theirs = cleanfid.get_folder_features(
+                str(folder), network, num_workers=0, batch_size=12, device=torch.device("cpu"), mode="clean", verbose=False
+            )
     collector = Collector([open_clean("cpu", str(weights))], batch=5)
     for batch in FolderReference(folder).images():
         collector.add(batch)
     ours = collector.finish()["inception-v3-clean/2048"]
     assert relative(ours, theirs) < 1e-4
-    assert frechet.frechet_distance(ours[:6], ours[6:]) == pytest.approx(frechet.frechet_distance(theirs[:6], theirs[6:]), rel=1e-5)
-    script = open_clean("cpu", str(tmp_path / "inception-2015-12-05.pt"))           # clean-fid's own file serves as well
+    assert frechet.frechet_distance(ours[:6], ours[6:]) == pytest.approx(
+        frechet.frechet_distance(theirs[:6], theirs[6:]), rel=1e-5
+    )
+    script = open_clean("cpu", str(tmp_path / "inception-2015-12-05.pt"))  # clean-fid's own file serves as well
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         assert relative(script(next(FolderReference(folder).images())[:2])["2048"], theirs[:2]) < 1e-4
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if int(__import__("scipy").__version__.split(".")[1]) < 18:         # SciPy 1.18 breaks clean-fid's own distance
+        if int(__import__("scipy").__version__.split(".")[1]) < 18:  # SciPy 1.18 breaks clean-fid's own distance
             x, y = theirs[:6, :40], theirs[6:, :40]
             direct = cleanfid.frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
             assert frechet.frechet_distance(x, y) == pytest.approx(float(direct), rel=1e-5, abs=1e-4)
@@ -147,7 +178,9 @@ def test_clean_features_and_distance_equal_clean_fid_from_the_same_files(peer: F
 @pytest.mark.parametrize("n", [60, 400])
 def test_frechet_distance_equals_torch_fidelity(n: int) -> None:
     x, y = features(1, n), features(2, 300)
-    theirs = fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), False)["frechet_inception_distance"]
+    theirs = fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), False)[
+        "frechet_inception_distance"
+    ]
     assert frechet.frechet_distance(x, y) == pytest.approx(theirs, rel=1e-5)
 
 
@@ -170,10 +203,13 @@ def test_inception_score_equals_torch_fidelity() -> None:
 
 
 def test_precision_and_recall_equal_torch_fidelity() -> None:
-    x, y = features(1, 300), torch.cat([features(2, 200), features(1, 20)])           # 20 shared images: ties
+    x, y = features(1, 300), torch.cat([features(2, 200), features(1, 20)])  # 20 shared images: ties
     theirs = prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=10000, save_cpu_ram=False, verbose=False)
     found = neighbours.neighbours(x.numpy(), y.numpy(), rows=64)
-    assert (found.precision, found.recall) == (pytest.approx(theirs["precision"], abs=1e-7), pytest.approx(theirs["recall"], abs=1e-7))
+    assert (found.precision, found.recall) == (
+        pytest.approx(theirs["precision"], abs=1e-7),
+        pytest.approx(theirs["recall"], abs=1e-7),
+    )
 
 
 def test_mind_equals_its_published_recipe() -> None:
@@ -202,6 +238,7 @@ def test_lpips_equals_the_package_with_the_same_trunk(tmp_path: Path) -> None:
 
 
 # -- what goes wrong in the peers -------------------------------------------------------------------------------------------
+
 
 def test_distance_of_equal_sets_with_fewer_images_than_features_is_zero_where_the_peer_goes_below() -> None:
     x = features(1, 80, 300)
@@ -235,7 +272,10 @@ def test_no_metric_module_needs_scipy() -> None:
     import subprocess
     import sys
 
-    code = ("import sys, hibench.metrics.frechet, hibench.metrics.kernel, hibench.metrics.evaluate, hibench.score, hibench.features;"
-            "print('scipy' in sys.modules, 'torch' in sys.modules)")
+    code = (
+        "import sys, hibench.metrics.frechet, hibench.metrics.kernel, hibench.metrics.evaluate, "
+        "hibench.score, hibench.features;"
+        "print('scipy' in sys.modules, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

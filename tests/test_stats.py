@@ -8,8 +8,18 @@ import pytest
 from hibench import stats
 
 
-@pytest.mark.parametrize(("p", "dof", "expected"), [(0.975, 1, 12.7062), (0.975, 3, 3.18245), (0.975, 4, 2.77645), (0.95, 10, 1.81246),
-                                                    (0.975, 30, 2.04227), (0.025, 3, -3.18245), (0.995, 2, 9.92484)])
+@pytest.mark.parametrize(
+    ("p", "dof", "expected"),
+    [
+        (0.975, 1, 12.7062),
+        (0.975, 3, 3.18245),
+        (0.975, 4, 2.77645),
+        (0.95, 10, 1.81246),
+        (0.975, 30, 2.04227),
+        (0.025, 3, -3.18245),
+        (0.995, 2, 9.92484),
+    ],
+)
 def test_t_quantiles_equal_the_tables(p: float, dof: int, expected: float) -> None:
     assert stats.t_quantile(p, dof) == pytest.approx(expected, abs=2e-5)
 

@@ -33,7 +33,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> bytes:
 
 
 def test_missing_weights_end_with_the_command_that_gets_them(home: Path) -> None:
-    with pytest.raises(MissingWeights, match=r"fid: weights weights-inception.*6726825d\.pth are not on this machine .*hibench fetch inception-v3-compat$"):
+    with pytest.raises(
+        MissingWeights,
+        match=r"fid: weights weights-inception.*6726825d\.pth are not on this machine .*hibench fetch inception-v3-compat$",
+    ):
         weights.resolve("inception-v3-compat", user="fid")
     with pytest.raises(MissingWeights, match="no weights file at"):
         weights.resolve("vgg16", home / "nothing.pth")
@@ -67,7 +70,9 @@ def test_without_a_network_the_address_and_the_place_are_said(small: bytes, home
     def opener(url: str, timeout: float) -> io.BytesIO:
         raise OSError("Name or service not known")
 
-    with pytest.raises(MissingWeights, match=r"could not download https://download.*vgg16.*copy the file by hand to .*vgg16-397923af\.pth"):
+    with pytest.raises(
+        MissingWeights, match=r"could not download https://download.*vgg16.*copy the file by hand to .*vgg16-397923af\.pth"
+    ):
         weights.fetch("vgg16", opener)
 
 

@@ -20,7 +20,8 @@ class CropPlan:
     """`count` random crops of `size` px from every image.
 
     `scale="native"`: from the image as it is (INFD's pFID with count 1, DemoFusion's FID_c with count 10).
-    `scale="uniform"`: the image is first resized (bicubic, antialiased) so that its shorter side is uniform in [size, native]: AnyRes-GAN's
+    `scale="uniform"`: the image is first resized (bicubic, antialiased) so that its shorter side is uniform in [size,
+    native]: AnyRes-GAN's
     scale-matched patches (2204.07156), with the same law for both sides.
     """
 
@@ -37,7 +38,10 @@ class CropPlan:
     def places(self, image_id: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
         """(resized height, resized width, top, left) of each crop of image `image_id`."""
         if min(height, width) < self.size:
-            raise SpecError(f"crop of {self.size} px does not fit a {width}x{height} px image; use a smaller crop, e.g. pfid@{min(height, width)}")
+            raise SpecError(
+                f"crop of {self.size} px does not fit a {width}x{height} px image; "
+                f"use a smaller crop, e.g. pfid@{min(height, width)}"
+            )
         draws = _uniform(f"{self.seed}/{image_id}/{self.size}/{self.scale}", 3 * self.count)
         out = []
         for i in range(self.count):
@@ -59,7 +63,7 @@ class CropPlan:
         for image, image_id in zip(images, ids):
             for h, w, top, left in self.places(int(image_id), height, width):
                 scaled = image if (h, w) == (height, width) else bicubic_antialias(image[None], h, w)[0].round().to(torch.uint8)
-                out.append(scaled[:, top:top + self.size, left:left + self.size])
+                out.append(scaled[:, top : top + self.size, left : left + self.size])
         return torch.stack(out)
 
 
@@ -69,7 +73,7 @@ def _uniform(key: str, n: int) -> list[float]:
     block = 0
     while len(out) < n:
         digest = hashlib.sha256(f"{key}/{block}".encode()).digest()
-        out.extend(int.from_bytes(digest[k:k + 8], "big") / 2**64 for k in range(0, 32, 8))
+        out.extend(int.from_bytes(digest[k : k + 8], "big") / 2**64 for k in range(0, 32, 8))
         block += 1
     return out[:n]
 
@@ -92,5 +96,5 @@ class CropExtractor:
         if ids is None:
             raise SpecError("crop metrics need each image's id (its seed or its place in the folder)")
         crops = self.plan.cut(images, ids)
-        parts = [self.base(crops[i:i + 32]) for i in range(0, len(crops), 32)]
+        parts = [self.base(crops[i : i + 32]) for i in range(0, len(crops), 32)]
         return {k: torch.cat([p[k] for p in parts]).view(len(images), self.plan.count, -1) for k in parts[0]}

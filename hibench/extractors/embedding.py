@@ -11,10 +11,23 @@ from hibench.errors import MissingWeights
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLIP_MODELS", "DINO_MODELS", "Embedding", "ScenesClipExtractor", "open_clip_model", "open_dinov2", "open_scenes_clip", "open_vgg16"]
+__all__ = [
+    "CLIP_MODELS",
+    "DINO_MODELS",
+    "Embedding",
+    "ScenesClipExtractor",
+    "open_clip_model",
+    "open_dinov2",
+    "open_scenes_clip",
+    "open_vgg16",
+]
 
-CLIP_MODELS = {"clip-vit-b-32": ("ViT-B-32-quickgelu", 224, 512), "clip-vit-b-16": ("ViT-B-16-quickgelu", 224, 512),
-               "clip-vit-l-14": ("ViT-L-14-quickgelu", 224, 768), "clip-vit-l-14-336": ("ViT-L-14-336-quickgelu", 336, 768)}
+CLIP_MODELS = {
+    "clip-vit-b-32": ("ViT-B-32-quickgelu", 224, 512),
+    "clip-vit-b-16": ("ViT-B-16-quickgelu", 224, 512),
+    "clip-vit-l-14": ("ViT-L-14-quickgelu", 224, 768),
+    "clip-vit-l-14-336": ("ViT-L-14-336-quickgelu", 336, 768),
+}
 DINO_MODELS = {"dinov2-vit-l-14": ("vit_large_patch14_dinov2", 1024)}
 _CLIP_NORM = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_NORM = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,10 +36,19 @@ _IMAGENET_NORM = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Embedding:
     """An extractor made of three functions: resize (uint8 to uint8 or float), normalise, network."""
 
-    def __init__(self, name: str, weights_sha256: str, resize: str, outputs: dict[str, int], roles: dict[str, str], device: str,
-                 resizer: "Callable[[torch.Tensor], torch.Tensor]", norm: tuple[Sequence[float], Sequence[float]],
-                 forward: "Callable[[torch.Tensor], dict[str, torch.Tensor]]",
-                 text: "Callable[[Sequence[str]], torch.Tensor] | None" = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        weights_sha256: str,
+        resize: str,
+        outputs: dict[str, int],
+        roles: dict[str, str],
+        device: str,
+        resizer: "Callable[[torch.Tensor], torch.Tensor]",
+        norm: tuple[Sequence[float], Sequence[float]],
+        forward: "Callable[[torch.Tensor], dict[str, torch.Tensor]]",
+        text: "Callable[[Sequence[str]], torch.Tensor] | None" = None,
+    ) -> None:
         import torch
 
         self.name, self.weights_sha256, self.resize, self.outputs, self.roles = name, weights_sha256, resize, outputs, roles
@@ -48,7 +70,9 @@ class Embedding:
     def encode_text(self, prompts: Sequence[str]) -> "torch.Tensor":
         """Prompts → float32 [B, D]."""
         if self._text is None:
-            raise MissingWeights(f"{self.name}: has no text encoder; choose a CLIP extractor for clip-score, e.g. clip-vit-b-32")
+            raise MissingWeights(
+                f"{self.name}: has no text encoder; choose a CLIP extractor for clip-score, e.g. clip-vit-b-32"
+            )
         return self._text(prompts)
 
 
@@ -79,7 +103,8 @@ def open_scenes_clip(device: str, weights: str | None = None, compiled: bool = F
 
 
 def open_clip_model(name: str, device: str, weights: str | None = None) -> Embedding:
-    """An OpenAI CLIP through open_clip (QuickGELU), with clean-fid's preprocessing: PIL bicubic of the shorter side, centre crop, uint8."""
+    """An OpenAI CLIP through open_clip (QuickGELU), with clean-fid's preprocessing: PIL bicubic of the shorter side, centre
+    crop, uint8."""
     import open_clip
     import torch
 
@@ -88,8 +113,10 @@ def open_clip_model(name: str, device: str, weights: str | None = None) -> Embed
 
     found = resolve(name, weights)
     architecture, size, width = CLIP_MODELS[name]
-    model = open_clip.create_model(architecture, pretrained=None)         # weights are loaded below, never downloaded
-    state = {k: v for k, v in read_state(found.path, name).items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    model = open_clip.create_model(architecture, pretrained=None)  # weights are loaded below, never downloaded
+    state = {
+        k: v for k, v in read_state(found.path, name).items() if k not in ("input_resolution", "context_length", "vocab_size")
+    }
     _load(model, state, found.path, name)
     model = model.float().to(device).eval().requires_grad_(False)
     tokenizer = open_clip.get_tokenizer(architecture)
@@ -99,9 +126,18 @@ def open_clip_model(name: str, device: str, weights: str | None = None) -> Embed
             out: torch.Tensor = model.encode_text(tokenizer(list(prompts)).to(device))
             return out.float()
 
-    return Embedding(name, found.sha256, f"pil-bicubic-uint8-shortest-{size}-centre-crop", {"embed": width},
-                     {"features": "embed", "text": "embed"}, device, lambda x: shortest_side_crop(x, size), _CLIP_NORM,
-                     lambda x: {"embed": model.encode_image(x).float()}, text)
+    return Embedding(
+        name,
+        found.sha256,
+        f"pil-bicubic-uint8-shortest-{size}-centre-crop",
+        {"embed": width},
+        {"features": "embed", "text": "embed"},
+        device,
+        lambda x: shortest_side_crop(x, size),
+        _CLIP_NORM,
+        lambda x: {"embed": model.encode_image(x).float()},
+        text,
+    )
 
 
 def open_dinov2(name: str, device: str, weights: str | None = None) -> Embedding:
@@ -119,12 +155,22 @@ def open_dinov2(name: str, device: str, weights: str | None = None) -> Embedding
         state["pos_embed"] = _official_positions(state["pos_embed"].float(), 16)
     _load(model, state, found.path, name)
     model = model.float().to(device).eval().requires_grad_(False)
-    return Embedding(name, found.sha256, "pil-bicubic-uint8-224", {"cls": width}, {"features": "cls"}, device,
-                     lambda x: pil_bicubic_uint8(x, 224, 224), _IMAGENET_NORM, lambda x: {"cls": model(x).float()})
+    return Embedding(
+        name,
+        found.sha256,
+        "pil-bicubic-uint8-224",
+        {"cls": width},
+        {"features": "cls"},
+        device,
+        lambda x: pil_bicubic_uint8(x, 224, 224),
+        _IMAGENET_NORM,
+        lambda x: {"cls": model(x).float()},
+    )
 
 
 def _official_positions(table: "torch.Tensor", grid: int) -> "torch.Tensor":
-    """DINOv2's own resampling of its 37 × 37 position table (bicubic, offset 0.1, no antialias): [1, 1 + 37², D] → [1, 1 + grid², D]."""
+    """DINOv2's own resampling of its 37 × 37 position table (bicubic, offset 0.1, no antialias): [1, 1 + 37², D] → [1, 1 +
+    grid², D]."""
     import torch
     import torch.nn.functional as F
 
@@ -147,10 +193,19 @@ def open_vgg16(device: str, weights: str | None = None) -> Embedding:
     with torch.device("meta"):
         model = torchvision.models.vgg16()
     _load(model, read_state(found.path, "vgg16"), found.path, "vgg16", assign=True)
-    model.classifier = model.classifier[:5]                                # fc1, ReLU, dropout, fc2, ReLU
+    model.classifier = model.classifier[:5]  # fc1, ReLU, dropout, fc2, ReLU
     model = model.float().to(device).eval().requires_grad_(False)
-    return Embedding("vgg16", found.sha256, "tf1-bilinear-224", {"fc2": 4096}, {"features": "fc2"}, device,
-                     lambda x: tf1_bilinear(x, 224), _IMAGENET_NORM, lambda x: {"fc2": model(x).float()})
+    return Embedding(
+        "vgg16",
+        found.sha256,
+        "tf1-bilinear-224",
+        {"fc2": 4096},
+        {"features": "fc2"},
+        device,
+        lambda x: tf1_bilinear(x, 224),
+        _IMAGENET_NORM,
+        lambda x: {"fc2": model(x).float()},
+    )
 
 
 def _load(model: Any, state: "Mapping[str, torch.Tensor]", path: Path, user: str, assign: bool = False) -> None:

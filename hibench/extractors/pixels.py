@@ -23,18 +23,24 @@ def linear_luma(images: "torch.Tensor") -> "torch.Tensor":
 
 
 def radial_power(luma: "torch.Tensor") -> "torch.Tensor":
-    """Radially averaged power spectrum, float32 [B, H, W] → [B, min(H, W)//2 + 1] (cycles per shorter side), Hann-windowed, mean removed."""
+    """Radially averaged power spectrum, float32 [B, H, W] → [B, min(H, W)//2 + 1] (cycles per shorter side), Hann-windowed,
+    mean removed."""
     import torch
 
     b, h, w = luma.shape
     bins = min(h, w) // 2 + 1
-    window = torch.outer(torch.hann_window(h, periodic=False), torch.hann_window(w, periodic=False)).to(luma) if min(h, w) > 2 \
+    window = (
+        torch.outer(torch.hann_window(h, periodic=False), torch.hann_window(w, periodic=False)).to(luma)
+        if min(h, w) > 2
         else torch.ones(h, w, device=luma.device)
+    )
     power = torch.fft.fft2((luma - luma.mean((1, 2), keepdim=True)) * window).abs().square() / window.square().sum()
     fy, fx = torch.fft.fftfreq(h) * min(h, w), torch.fft.fftfreq(w) * min(h, w)
     radius = (fy[:, None].square() + fx.square()).sqrt().round().long().to(luma.device).flatten()
     inside = radius < bins
-    count = torch.zeros(bins, device=luma.device).index_add_(0, radius[inside], torch.ones_like(radius[inside], dtype=torch.float32))
+    count = torch.zeros(bins, device=luma.device).index_add_(
+        0, radius[inside], torch.ones_like(radius[inside], dtype=torch.float32)
+    )
     total = torch.zeros(b, bins, device=luma.device).index_add_(1, radius[inside], power.flatten(1)[:, inside])
     return total / count
 
@@ -43,9 +49,9 @@ class Spectrum:
     """Per-image radial power spectra, for the distance between average spectra."""
 
     name, weights_sha256, resize = "spectrum", "", "none"
-    roles: dict[str, str] = {"features": "power"}
 
     def __init__(self, resolution: tuple[int, int]) -> None:
+        self.roles = {"features": "power"}
         self.outputs = {"power": min(resolution) // 2 + 1}
 
     def __call__(self, images: "torch.Tensor") -> "dict[str, torch.Tensor]":
@@ -56,12 +62,12 @@ class Seams:
     """Mean absolute gradient of linear luma at every offset modulo a patch period: [B, 2, period] (rows, then columns)."""
 
     weights_sha256, resize = "", "none"
-    roles: dict[str, str] = {"features": "gradient"}
 
     def __init__(self, period: int) -> None:
         if period < 2:
             raise SpecError(f"seam@{period}: the period of the patch borders must be at least 2 px")
         self.period, self.name = period, f"seam{period}"
+        self.roles = {"features": "gradient"}
         self.outputs = {"gradient": 2 * period}
 
     def __call__(self, images: "torch.Tensor") -> "dict[str, torch.Tensor]":
@@ -69,8 +75,11 @@ class Seams:
 
         luma = linear_luma(images)
         if min(luma.shape[-2:]) <= self.period:
-            raise SpecError(f"seam@{self.period}: a {luma.shape[-1]}x{luma.shape[-2]} px image has no border at a period of {self.period} px")
-        rows = luma.diff(dim=1).abs().mean(2)                        # [B, H − 1]: entry i is the step from row i to row i + 1
+            raise SpecError(
+                f"seam@{self.period}: a {luma.shape[-1]}x{luma.shape[-2]} px image has no border "
+                f"at a period of {self.period} px"
+            )
+        rows = luma.diff(dim=1).abs().mean(2)  # [B, H − 1]: entry i is the step from row i to row i + 1
         columns = luma.diff(dim=2).abs().mean(1)
         return {"gradient": torch.stack([_by_phase(rows, self.period), _by_phase(columns, self.period)], 1)}
 
@@ -94,10 +103,10 @@ class SwdPatches:
 
     needs_ids = True
     weights_sha256, resize = "", "none"
-    roles: dict[str, str] = {}
 
     def __init__(self, resolution: tuple[int, int], patches: int = 64) -> None:
         self.patches, self.name = patches, f"swd{patches}"
+        self.roles: dict[str, str] = {}
         self.sides: list[int] = []
         side = min(resolution)
         while side >= 16 or not self.sides:
@@ -112,7 +121,9 @@ class SwdPatches:
         if ids is None:
             raise SpecError("swd needs each image's id (its seed or its place in the folder)")
         if min(images.shape[-2:]) < 16:
-            raise SpecError(f"swd: a {images.shape[-1]}x{images.shape[-2]} px image is smaller than the pyramid's lowest level, 16 px")
+            raise SpecError(
+                f"swd: a {images.shape[-1]}x{images.shape[-2]} px image is smaller than the pyramid's lowest level, 16 px"
+            )
         x = images.float()
         out = {}
         for i, side in enumerate(self.sides):

@@ -51,7 +51,8 @@ def merge_shards(paths: Sequence[str | Path]) -> "FeatureSet":
 
 
 def _captions(cell: Mapping[str, Any], seeds: Sequence[int], first_seed: int) -> list[str] | None:
-    """The prompt of each sample: the cell's prompts, or what a method that shows true images says they are (`captions(seeds)`)."""
+    """The prompt of each sample: the cell's prompts, or what a method that shows true images says they are
+    (`captions(seeds)`)."""
     from hibench.job import prompts_for
     from hibench.registry import load_adapter
 
@@ -62,12 +63,20 @@ def _captions(cell: Mapping[str, Any], seeds: Sequence[int], first_seed: int) ->
     return None if truth is None else list(truth(seeds))
 
 
-def score_cell(shard_paths: Sequence[str | Path], settings: Mapping[str, Any], cell: Mapping[str, Any], cache: str | Path | None = None,
-               captions: Sequence[str] | None = None, device: str | None = None) -> dict[str, Any]:
+def score_cell(
+    shard_paths: Sequence[str | Path],
+    settings: Mapping[str, Any],
+    cell: Mapping[str, Any],
+    cache: str | Path | None = None,
+    captions: Sequence[str] | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
     """The record's `quality` object (without samples): n, first_seed, values, missing, bad.
 
-    `settings`: the quality block, its reference resolved to a definition. `cell`: height, width and, for clip-score, prompts or adapter.
-    `captions`: one prompt per sample (None = as the cell says; a method without prompts leaves clip-score missing, with that reason).
+    `settings`: the quality block, its reference resolved to a definition. `cell`: height, width and, for clip-score, prompts
+    or adapter.
+    `captions`: one prompt per sample (None = as the cell says; a method without prompts leaves clip-score missing, with that
+    reason).
     `device`: None = the cell's.
     """
     from hibench.features import open_extractors, reference_features
@@ -100,15 +109,24 @@ def score_cell(shard_paths: Sequence[str | Path], settings: Mapping[str, Any], c
 
 
 def describe() -> list[dict[str, Any]]:
-    """One row per metric family: name, about, extractor (None = the chosen one), available here, else why and the next command."""
+    """One row per metric family: name, about, extractor (None = the chosen one), available here, else why and the next
+    command."""
     from hibench import features, weights
 
     known = {row["name"]: row for row in features.describe()}
     trunks = {"lpips": "alexnet", "psim": "vgg16"}
     rows = []
     for family in FAMILY.values():
-        row: dict[str, Any] = {"name": family.name, "about": family.about, "better": family.better, "unit": family.unit,
-                               "extractor": family.extractor, "available": True, "why": "", "next": ""}
+        row: dict[str, Any] = {
+            "name": family.name,
+            "about": family.about,
+            "better": family.better,
+            "unit": family.unit,
+            "extractor": family.extractor,
+            "available": True,
+            "why": "",
+            "next": "",
+        }
         if family.extractor is not None and not known[family.extractor]["available"]:
             row |= {"available": False, "why": f"no weights for {family.extractor}", "next": known[family.extractor]["next"]}
         trunk = trunks.get(family.name)

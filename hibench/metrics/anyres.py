@@ -42,7 +42,8 @@ def seam_ratio(gradients: "NDArray[np.float32]") -> float:
 def scale_consistency(high: "torch.Tensor", low: "torch.Tensor") -> "dict[str, torch.Tensor]":
     """Images at a multiple of R, box-downsampled in float, against the images at R with the same seeds.
 
-    uint8 [B, 3, kH, kW] and [B, 3, H, W] → psnr (dB, data range 255, at most 100), ssim and mean absolute error (grey levels), each [B].
+    uint8 [B, 3, kH, kW] and [B, 3, H, W] → psnr (dB, data range 255, at most 100), ssim and mean absolute error (grey
+    levels), each [B].
     """
     import torch
     import torch.nn.functional as F
@@ -51,7 +52,10 @@ def scale_consistency(high: "torch.Tensor", low: "torch.Tensor") -> "dict[str, t
 
     kh, kw = high.shape[-2] / low.shape[-2], high.shape[-1] / low.shape[-1]
     if kh != kw or kh != int(kh) or kh < 1:
-        raise SpecError(f"scale-consistency: {high.shape[-1]}x{high.shape[-2]} px is no whole multiple of {low.shape[-1]}x{low.shape[-2]} px")
+        raise SpecError(
+            f"scale-consistency: {high.shape[-1]}x{high.shape[-2]} px is no whole multiple "
+            f"of {low.shape[-1]}x{low.shape[-2]} px"
+        )
     small = F.avg_pool2d(high.float(), int(kh)) if kh > 1 else high.float()
     target = low.float()
     error = (small - target).square().mean((1, 2, 3))

@@ -48,7 +48,9 @@ class Result:
 Pair = Callable[["NDArray[np.float32]", "NDArray[np.float32]"], float]
 
 
-def _blocks(function: Pair, x: "NDArray[np.float32]", y: "NDArray[np.float32]", blocks: int, least: int = 2) -> tuple[float | None, str]:
+def _blocks(
+    function: Pair, x: "NDArray[np.float32]", y: "NDArray[np.float32]", blocks: int, least: int = 2
+) -> tuple[float | None, str]:
     """± from disjoint blocks of both sets; None with the reason when a block would hold fewer than `least` images."""
     blocks = min(blocks, len(x) // max(least, 2), len(y) // max(least, 2))
     if blocks < 2:
@@ -68,8 +70,15 @@ def _one_sided(values: Sequence[float], blocks: int) -> tuple[float | None, str]
 class _Job:
     """One request over two feature sets; results that several metrics share are computed once (`memo`)."""
 
-    def __init__(self, request: Request, samples: FeatureSet, reference: FeatureSet | None, extractor: "Extractor | None", blocks: int,
-                 memo: dict[Any, Any]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        samples: FeatureSet,
+        reference: FeatureSet | None,
+        extractor: "Extractor | None",
+        blocks: int,
+        memo: dict[Any, Any],
+    ) -> None:
         self.request, self.samples, self.blocks, self.memo = request, samples, blocks, memo
         self.extractor, self._reference = extractor, reference
 
@@ -154,7 +163,9 @@ class _Job:
         value = getattr(whole, name)
         if math.isnan(value):
             raise SpecError(f"{name} with k = 5 needs more than 5 reference images; give more")
-        return Result(value, block_pm([getattr(p, name) for p in parts]), rule, {"k": 3 if name in ("precision", "recall") else 5})
+        return Result(
+            value, block_pm([getattr(p, name) for p in parts]), rule, {"k": 3 if name in ("precision", "recall") else 5}
+        )
 
     def mind(self) -> Result:
         from hibench.metrics.sliced import mind
@@ -177,16 +188,23 @@ class _Job:
         if prompts is None:
             raise SpecError(f"clip-score: {self.samples.no_captions}")
         if not hasattr(self.extractor, "encode_text"):
-            raise SpecError(f"clip-score: {self.request.extractor} has no text encoder; choose a CLIP extractor, e.g. clip-score@clip-vit-b-32")
+            raise SpecError(
+                f"clip-score: {self.request.extractor} has no text encoder; "
+                "choose a CLIP extractor, e.g. clip-score@clip-vit-b-32"
+            )
         if len(prompts) != self.samples.n:
             raise SpecError(f"clip-score: {self.samples.n} images but {len(prompts)} prompts; give one prompt per image")
         unique = list(dict.fromkeys(prompts))
         assert self.extractor is not None
-        rows = [self.extractor.encode_text(unique[i:i + 64]).float().cpu().numpy() for i in range(0, len(unique), 64)]  # type: ignore[attr-defined]
+        rows = [self.extractor.encode_text(unique[i : i + 64]).float().cpu().numpy() for i in range(0, len(unique), 64)]
         place = {p: i for i, p in enumerate(unique)}
         scores = clip_scores(self.x(), np.concatenate(rows)[[place[p] for p in prompts]])
         digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-        return Result(float(scores.mean()), *_one_sided(scores.tolist(), self.blocks), extra={"prompts_digest": digest, "scale": 100, "prefix": ""})
+        return Result(
+            float(scores.mean()),
+            *_one_sided(scores.tolist(), self.blocks),
+            extra={"prompts_digest": digest, "scale": 100, "prefix": ""},
+        )
 
     def spectrum(self) -> Result:
         from hibench.metrics.anyres import spectrum_distance
@@ -212,27 +230,42 @@ class _Job:
         values = {layer: swd_level(x, y) for layer, (x, y) in levels.items()}
         x, y = next(iter(levels.values()))
         blocks = min(self.blocks, len(x) // 2, len(y) // 2)
-        parts = [sum(swd_level(x[a], y[b]) for x, y in levels.values()) / len(levels)
-                 for a, b in zip(blocks_of(len(x), blocks), blocks_of(len(y), blocks))] if blocks >= 2 else []
+        parts = (
+            [
+                sum(swd_level(x[a], y[b]) for x, y in levels.values()) / len(levels)
+                for a, b in zip(blocks_of(len(x), blocks), blocks_of(len(y), blocks))
+            ]
+            if blocks >= 2
+            else []
+        )
         rule = block_rule(blocks, "samples and reference") if parts else "too few images for two disjoint blocks"
         return Result(sum(values.values()) / len(values), block_pm(parts), rule, {"levels": values})
 
 
 _COMPUTE: Mapping[str, Callable[[_Job], Result]] = {
     **dict.fromkeys(("fid", "sfid", "clean-fid", "fid-clip", "fd-dinov2", "pfid", "anyres-pfid", "fid-crop"), _Job.frechet),
-    **dict.fromkeys(("kid", "clean-kid"), _Job.kernel), **dict.fromkeys(("is", "is-crop"), _Job.inception_score),
+    **dict.fromkeys(("kid", "clean-kid"), _Job.kernel),
+    **dict.fromkeys(("is", "is-crop"), _Job.inception_score),
     **dict.fromkeys(("precision", "recall", "density", "coverage"), _Job.neighbours),
-    "mind": _Job.mind, "fid-inf": _Job.frechet_infinity, "cmmd": _Job.cmmd, "clip-score": _Job.clip_score,
-    "spectrum": _Job.spectrum, "seam": _Job.seam, "swd": _Job.swd,
+    "mind": _Job.mind,
+    "fid-inf": _Job.frechet_infinity,
+    "cmmd": _Job.cmmd,
+    "clip-score": _Job.clip_score,
+    "spectrum": _Job.spectrum,
+    "seam": _Job.seam,
+    "swd": _Job.swd,
 }
 
 
-def evaluate(requests: Sequence[Request], samples: FeatureSet, reference: FeatureSet | None, extractors: "Extractors",
-             blocks: int = 4) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def evaluate(
+    requests: Sequence[Request], samples: FeatureSet, reference: FeatureSet | None, extractors: "Extractors", blocks: int = 4
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Every request as ({honest name: value object}, {requested name: why it is missing}).
 
-    A value object holds value, pm, pm_rule, n, n_reference, extractor, weights_sha256, resize, reference, reference_digest, better, unit,
-    name, family and what belongs to the metric. Nothing is dropped: a metric that cannot be computed is missing with its reason.
+    A value object holds value, pm, pm_rule, n, n_reference, extractor, weights_sha256, resize, reference, reference_digest,
+    better, unit,
+    name, family and what belongs to the metric. Nothing is dropped: a metric that cannot be computed is missing with its
+    reason.
     """
     values: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
@@ -247,11 +280,19 @@ def evaluate(requests: Sequence[Request], samples: FeatureSet, reference: Featur
     return values, missing
 
 
-def _one(request: Request, samples: FeatureSet, reference: FeatureSet | None, extractors: "Extractors", blocks: int,
-         memo: dict[Any, Any]) -> tuple[str, dict[str, Any]]:
+def _one(
+    request: Request,
+    samples: FeatureSet,
+    reference: FeatureSet | None,
+    extractors: "Extractors",
+    blocks: int,
+    memo: dict[Any, Any],
+) -> tuple[str, dict[str, Any]]:
     family = request.family
     if family.source == "pairs":
-        raise SpecError(f"{family.name} compares pairs of images: use `hibench score IMAGES --reference IMAGES2 --metrics {family.name}`")
+        raise SpecError(
+            f"{family.name} compares pairs of images: use `hibench score IMAGES --reference IMAGES2 --metrics {family.name}`"
+        )
     (need,) = requirements(request)
     for key in (need.key, request.extractor):
         if key in extractors.missing and need.key not in extractors.opened:
@@ -263,10 +304,19 @@ def _one(request: Request, samples: FeatureSet, reference: FeatureSet | None, ex
     no_reference = family.name in ("is", "is-crop", "clip-score") or reference is None
     name = honest_name(request, extractor, samples.resolution)
     return name, {
-        "value": result.value, "pm": result.pm, "pm_rule": result.pm_rule, "n": samples.n,
+        "value": result.value,
+        "pm": result.pm,
+        "pm_rule": result.pm_rule,
+        "n": samples.n,
         "n_reference": None if no_reference or reference is None else reference.n,
         "extractor": None if family.source == "pixels" else request.extractor,
-        "weights_sha256": getattr(extractor, "weights_sha256", "") or None, "resize": getattr(extractor, "resize", None),
+        "weights_sha256": getattr(extractor, "weights_sha256", "") or None,
+        "resize": getattr(extractor, "resize", None),
         "reference": None if no_reference or reference is None else reference.name,
         "reference_digest": None if no_reference or reference is None else reference.digest,
-        "better": family.better, "unit": family.unit, "name": name, "family": family.name, **result.extra}
+        "better": family.better,
+        "unit": family.unit,
+        "name": name,
+        "family": family.name,
+        **result.extra,
+    }

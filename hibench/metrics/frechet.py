@@ -28,7 +28,8 @@ class Gaussian:
 def fit(features: "NDArray[np.floating[Any]] | torch.Tensor", low_rank: bool | None = None) -> Gaussian:
     """Fit a Gaussian to features [N, d] in float64.
 
-    N ≤ d: the factor is the centred data (rotated to N − 1 rows), no d × d matrix is formed. N > d: Cholesky of the covariance, or its
+    N ≤ d: the factor is the centred data (rotated to N − 1 rows), no d × d matrix is formed. N > d: Cholesky of the
+    covariance, or its
     eigenvectors where it is singular. `low_rank` overrides that choice. Raises SpecError for fewer than two rows or NaN.
     """
     import numpy as np
@@ -55,17 +56,20 @@ def factor_of(covariance: "torch.Tensor") -> "torch.Tensor":
     lower, info = torch.linalg.cholesky_ex(covariance)
     diagonal = lower.diagonal().abs()
     if int(info) == 0 and float(diagonal.min()) > 1e-6 * float(diagonal.max()):
-        return lower.T
+        upper: torch.Tensor = lower.T
+        return upper
     values, vectors = torch.linalg.eigh(covariance)
     keep = values > max(float(values[-1]), 0.0) * len(values) * 2.3e-16
-    return (vectors[:, keep] * values[keep].sqrt()).T
+    root: torch.Tensor = (vectors[:, keep] * values[keep].sqrt()).T
+    return root
 
 
 def _without_mean_direction(centred: "torch.Tensor") -> "torch.Tensor":
-    """Rows of centred data [n, d] rotated so that their null direction (1, …, 1) becomes a row of zeros, which is dropped: [n − 1, d]."""
+    """Rows of centred data [n, d] rotated so that their null direction (1, …, 1) becomes a row of zeros, which is dropped: [n
+    − 1, d]."""
     n = len(centred)
     root = n**0.5
-    v = centred.new_full((n,), 1 / root)                      # Householder reflection that takes 1/√n · (1, …, 1) to −e₁
+    v = centred.new_full((n,), 1 / root)  # Householder reflection that takes 1/√n · (1, …, 1) to −e₁
     v[0] += 1
     return centred[1:] - v[1:, None] * (v @ centred) * (2 / float(v @ v))
 
@@ -73,7 +77,8 @@ def _without_mean_direction(centred: "torch.Tensor") -> "torch.Tensor":
 def _nuclear_norm(a: "torch.Tensor", b: "torch.Tensor") -> float:
     """tr (Σ₁Σ₂)^½ = ‖A Bᵀ‖_* for Σ₁ = AᵀA, Σ₂ = BᵀB.
 
-    Square roots of the eigenvalues of the smaller Gram matrix; where their rounding error, of up to ε·λ_max/2√λ each, would be felt
+    Square roots of the eigenvalues of the smaller Gram matrix; where their rounding error, of up to ε·λ_max/2√λ each, would
+    be felt
     (rank-deficient data), the singular values themselves, which are two to three times slower.
     """
     import torch
@@ -98,13 +103,19 @@ def distance(x: Gaussian, y: Gaussian) -> float:
     return float((x.mean - y.mean).square().sum()) + x.trace + y.trace - 2 * _nuclear_norm(x.factor, y.factor)
 
 
-def frechet_distance(samples: "NDArray[np.floating[Any]] | torch.Tensor", reference: "NDArray[np.floating[Any]] | torch.Tensor") -> float:
+def frechet_distance(
+    samples: "NDArray[np.floating[Any]] | torch.Tensor", reference: "NDArray[np.floating[Any]] | torch.Tensor"
+) -> float:
     """Fréchet distance of two feature sets [N, d], [M, d]."""
     return distance(fit(samples), fit(reference))
 
 
-def frechet_from_moments(mean1: "NDArray[np.floating[Any]]", cov1: "NDArray[np.floating[Any]]", mean2: "NDArray[np.floating[Any]]",
-                         cov2: "NDArray[np.floating[Any]]") -> float:
+def frechet_from_moments(
+    mean1: "NDArray[np.floating[Any]]",
+    cov1: "NDArray[np.floating[Any]]",
+    mean2: "NDArray[np.floating[Any]]",
+    cov2: "NDArray[np.floating[Any]]",
+) -> float:
     """The same from given means [d] and covariances [d, d] (clean-fid's, ADM's and pytorch-fid's files hold these)."""
     import torch
 
@@ -114,11 +125,13 @@ def frechet_from_moments(mean1: "NDArray[np.floating[Any]]", cov1: "NDArray[np.f
     return distance(x, y)
 
 
-def frechet_infinity(samples: "NDArray[np.floating[Any]]", reference: Gaussian, points: int = 15, seed: int = 0,
-                     smallest: int = 5000) -> tuple[float, list[tuple[int, float]]]:
+def frechet_infinity(
+    samples: "NDArray[np.floating[Any]]", reference: Gaussian, points: int = 15, seed: int = 0, smallest: int = 5000
+) -> tuple[float, list[tuple[int, float]]]:
     """FID∞ (Chong & Forsyth 1911.07023): the intercept of a straight line through (1/N, FD_N) at `points` sizes N.
 
-    Subsets are seeded and without replacement; sizes run evenly from min(5000, N/10, but at least 10) to N. Returns the intercept
+    Subsets are seeded and without replacement; sizes run evenly from min(5000, N/10, but at least 10) to N. Returns the
+    intercept
     and the points. Raises SpecError below 20 samples.
     """
     import numpy as np

@@ -36,11 +36,18 @@ def _check(samples: "NDArray[np.float32]", reference: "NDArray[np.float32]") -> 
         raise SpecError("features hold NaN or infinity; see the count of bad images")
 
 
-def kernel_distance(samples: "NDArray[np.float32]", reference: "NDArray[np.float32]", subsets: int = 100, subset_size: int = 1000,
-                    seed: int = 2020) -> tuple[float, float, int]:
-    """KID (1801.01401): mean and standard deviation (ddof 0) over subsets of the unbiased MMD², kernel (xᵀy/d + 1)³; and the subset size.
+def kernel_distance(
+    samples: "NDArray[np.float32]",
+    reference: "NDArray[np.float32]",
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+) -> tuple[float, float, int]:
+    """KID (1801.01401): mean and standard deviation (ddof 0) over subsets of the unbiased MMD², kernel (xᵀy/d + 1)³; and the
+    subset size.
 
-    The subsets are torch-fidelity's: RandomState(2020).choice without replacement, first for the samples, then for the reference.
+    The subsets are torch-fidelity's: RandomState(2020).choice without replacement, first for the samples, then for the
+    reference.
     `subset_size` is lowered to the smaller set. Sums in float64 over float32 products: within 1e-6 of torch-fidelity's float32.
     """
     import numpy as np
@@ -52,7 +59,7 @@ def kernel_distance(samples: "NDArray[np.float32]", reference: "NDArray[np.float
     rng = np.random.RandomState(seed)
     draws = [(rng.choice(n1, m, replace=False), rng.choice(n2, m, replace=False)) for _ in range(subsets)]
     x, y = torch.as_tensor(samples).float(), torch.as_tensor(reference).float()
-    once = 0.5 * n1 * n1 + 0.5 * n2 * n2 + n1 * n2                   # kernel entries: all of them once, or every subset by itself
+    once = 0.5 * n1 * n1 + 0.5 * n2 * n2 + n1 * n2  # kernel entries: all of them once, or every subset by itself
     if once <= 2.0 * subsets * m * m:
         values = _from_whole(x, y, draws)
     else:
@@ -68,7 +75,9 @@ def _mmd2(x: "torch.Tensor", y: "torch.Tensor") -> float:
     return within / (m * (m - 1)) - 2 * float(_poly(x, y).sum()) / (m * m)
 
 
-def _from_whole(x: "torch.Tensor", y: "torch.Tensor", draws: "list[tuple[NDArray[np.int64], NDArray[np.int64]]]") -> list[float]:
+def _from_whole(
+    x: "torch.Tensor", y: "torch.Tensor", draws: "list[tuple[NDArray[np.int64], NDArray[np.int64]]]"
+) -> list[float]:
     """The same for many subsets: with K computed once in blocks of rows, a subset's sum is 1ₐᵀ K 1_b."""
     import torch
 
@@ -95,7 +104,7 @@ def _selected(x: "torch.Tensor", y: "torch.Tensor", a: "torch.Tensor", b: "torch
         picked = a[:, rows] @ block
         if same:
             width = rows.stop - rows.start
-            total += (picked[:, :width] * b[:, rows]).sum(1) + 2 * (picked[:, width:] * b[:, rows.stop:]).sum(1)
+            total += (picked[:, :width] * b[:, rows]).sum(1) + 2 * (picked[:, width:] * b[:, rows.stop :]).sum(1)
         else:
             total += (picked * b).sum(1)
     return total

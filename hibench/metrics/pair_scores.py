@@ -48,8 +48,19 @@ class PairScore:
             raise SpecError(f"{self.family.name}: {equal} of {n} pairs are equal to the last bit, so the mean is infinite")
         parts = min(blocks, n // 2)
         means = [sum(self.values[i] for i in b) / len(b) for b in blocks_of(n, parts)] if parts > 1 else []
-        return {"value": mean, "pm": block_pm(means), "n": n, "n_reference": n,
-                "pm_rule": block_rule(parts, "pairs") if means else "too few pairs for two disjoint blocks",
-                "extractor": {"lpips": "lpips-alex", "psim": "lpips-vgg"}.get(self.family.name), "weights_sha256": self.sha or None,
-                "resize": "box" if self.family.name == "scale-consistency" else "none", "reference": reference, "reference_digest": digest,
-                "better": self.family.better, "unit": self.family.unit, "name": self.family.name, "family": self.family.name}
+        return {
+            "value": mean,
+            "pm": block_pm(means),
+            "n": n,
+            "n_reference": n,
+            "pm_rule": block_rule(parts, "pairs") if means else "too few pairs for two disjoint blocks",
+            "extractor": {"lpips": "lpips-alex", "psim": "lpips-vgg"}.get(self.family.name),
+            "weights_sha256": self.sha or None,
+            "resize": "box" if self.family.name == "scale-consistency" else "none",
+            "reference": reference,
+            "reference_digest": digest,
+            "better": self.family.better,
+            "unit": self.family.unit,
+            "name": self.family.name,
+            "family": self.family.name,
+        }

@@ -72,11 +72,11 @@ def lpips_network(net: str = "alex", weights: str | None = None, device: str = "
         raise SpecError(f"lpips: unknown network '{net}'; known: {', '.join(TRUNKS)}")
     found = resolve(TRUNKS[net], weights, user="lpips" if net == "alex" else "psim")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                       # torchvision's deprecated arguments inside lpips
+        warnings.simplefilter("ignore")  # torchvision's deprecated arguments inside lpips
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     state = read_state(Path(found.path), "lpips")
     trunk = model.net.state_dict()
-    renamed = {k: "features." + k.split(".", 1)[1] for k in trunk}    # slice3.7.weight → features.7.weight
+    renamed = {k: "features." + k.split(".", 1)[1] for k in trunk}  # slice3.7.weight → features.7.weight
     check_state(state, {renamed[k]: tuple(v.shape) for k, v in trunk.items()}, found.path, "lpips")
     model.net.load_state_dict({k: state[renamed[k]] for k in trunk})
     return model.to(device).eval().requires_grad_(False), found.sha256

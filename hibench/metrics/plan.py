@@ -24,13 +24,13 @@ class Family:
 
     name: str
     about: str
-    better: str = "lower"                      # lower | higher | none
+    better: str = "lower"  # lower | higher | none
     role: str = "features"
     extractor: str | None = None
-    other_name: str = ""                       # what it is called with another network: fid → fd
+    other_name: str = ""  # what it is called with another network: fid → fd
     unit: str = ""
-    crop: tuple[int, str] | None = None        # crops per image and scale law
-    source: str = "features"                   # features | pixels | pairs
+    crop: tuple[int, str] | None = None  # crops per image and scale law
+    source: str = "features"  # features | pixels | pairs
 
 
 _ALL = (
@@ -43,22 +43,43 @@ _ALL = (
     Family("coverage", "coverage, k = 5 (2002.09797)", "higher"),
     Family("mind", "Monge inception distance: sliced W2 of features, 1000 directions (2605.06797)"),
     Family("fid-inf", "Fréchet distance extrapolated to infinitely many samples (1911.07023)", other_name="fd-inf"),
-    Family("sfid", "Fréchet distance of Mixed_6d.branch1x1, 7 channels, 17x17 (2103.03841, ADM)", role="spatial", extractor=COMPAT),
+    Family(
+        "sfid", "Fréchet distance of Mixed_6d.branch1x1, 7 channels, 17x17 (2103.03841, ADM)", role="spatial", extractor=COMPAT
+    ),
     Family("clean-fid", "fid with clean-fid's antialiased resize (2104.11222)", extractor=CLEAN),
     Family("clean-kid", "kid with clean-fid's antialiased resize", extractor=CLEAN),
-    Family("fid-clip", "Fréchet distance of CLIP ViT-B/32 features, clean-fid preprocessing (2203.06026)", extractor="clip-vit-b-32"),
+    Family(
+        "fid-clip",
+        "Fréchet distance of CLIP ViT-B/32 features, clean-fid preprocessing (2203.06026)",
+        extractor="clip-vit-b-32",
+    ),
     Family("fd-dinov2", "Fréchet distance of DINOv2 ViT-L/14 features (2306.04675)", extractor="dinov2-vit-l-14"),
     Family("cmmd", "CLIP maximum mean discrepancy, σ = 10, ×1000 (2401.09603)", extractor="clip-vit-l-14-336"),
-    Family("clip-score", "100 · max(cosine(image, prompt), 0), mean over images (2104.08718 with scale 100, no prefix)", "higher", "text"),
+    Family(
+        "clip-score",
+        "100 · max(cosine(image, prompt), 0), mean over images (2104.08718 with scale 100, no prefix)",
+        "higher",
+        "text",
+    ),
     Family("pfid", "patch-FID: one random P x P crop per image (INFD)", other_name="pfd", crop=(1, "native")),
-    Family("anyres-pfid", "patch-FID, crops at a uniform scale (AnyRes-GAN 2204.07156)", other_name="anyres-pfd", crop=(1, "uniform")),
+    Family(
+        "anyres-pfid",
+        "patch-FID, crops at a uniform scale (AnyRes-GAN 2204.07156)",
+        other_name="anyres-pfd",
+        crop=(1, "uniform"),
+    ),
     Family("fid-crop", "Fréchet distance of 10 crops per image (DemoFusion line)", other_name="fd-crop", crop=(10, "native")),
     Family("is-crop", "inception score of 10 crops per image (DemoFusion line)", "higher", "logits", crop=(10, "native")),
     Family("swd", "sliced Wasserstein distance on a Laplacian pyramid, mean over levels, ×1000 (1710.10196)", source="pixels"),
     Family("spectrum", "distance of radially averaged log power spectra", unit="dB", source="pixels"),
     Family("seam", "gradient across patch borders of period P over gradient elsewhere; 1 = no seam", "none", source="pixels"),
-    Family("scale-consistency", "PSNR of the image at a multiple of R, box-downsampled, against the image at R, same seed", "higher", unit="dB",
-           source="pairs"),
+    Family(
+        "scale-consistency",
+        "PSNR of the image at a multiple of R, box-downsampled, against the image at R, same seed",
+        "higher",
+        unit="dB",
+        source="pairs",
+    ),
     Family("psnr", "peak signal-to-noise ratio, mean over images, uint8 RGB", "higher", unit="dB", source="pairs"),
     Family("ssim", "structural similarity, 11 x 11 Gaussian window, mean over RGB (Wang 2004)", "higher", source="pairs"),
     Family("lpips", "LPIPS v0.1, AlexNet (1801.03924)", source="pairs"),
@@ -77,8 +98,8 @@ class Request:
     text: str
     family: Family
     extractor: str
-    size: int | None = None                    # crop size, or the period of patch borders, in px
-    full: int | None = None                    # pfid@P/R: the R that was asked for
+    size: int | None = None  # crop size, or the period of patch borders, in px
+    full: int | None = None  # pfid@P/R: the R that was asked for
     seed: int = 0
 
 
@@ -105,7 +126,9 @@ def parse(text: str, extractor: str = "scenes-clip") -> Request:
     if chosen is not None:
         _check_extractor(text, family, chosen)
     if (size is not None and size < 1) or (full is not None and size is not None and full < size):
-        raise SpecError(f"metric '{text}': the size must be at least 1 px and not larger than the image; write e.g. {name}@32/128")
+        raise SpecError(
+            f"metric '{text}': the size must be at least 1 px and not larger than the image; write e.g. {name}@32/128"
+        )
     if name in _NEEDS_SIZE and size is None:
         raise SpecError(f"metric '{text}': say the period of the patch borders in px, e.g. {name}@32")
     return Request(str(text), family, family.extractor or chosen or extractor, size, full)
@@ -118,7 +141,9 @@ def _check_extractor(text: str, family: Family, chosen: str) -> None:
         fixed = family.extractor or "no network"
         raise SpecError(f"metric '{text}': {family.name} is defined with {fixed}; write '{family.name}'")
     if ":" not in chosen and chosen not in EXTRACTORS:
-        raise SpecError(f"metric '{text}': no extractor named '{chosen}'{did_you_mean(chosen, EXTRACTORS)}; known: {', '.join(EXTRACTORS)}")
+        raise SpecError(
+            f"metric '{text}': no extractor named '{chosen}'{did_you_mean(chosen, EXTRACTORS)}; known: {', '.join(EXTRACTORS)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -161,9 +186,15 @@ def requirements(request: Request) -> list[Need]:
         from hibench.extractors.crops import CropExtractor
 
         if request.full is not None and resolution is not None and min(resolution) != request.full:
-            raise SpecError(f"{request.text}: the images are {resolution[1]}x{resolution[0]} px, not {request.full} px; write {family.name}@{plan.size}")
+            raise SpecError(
+                f"{request.text}: the images are {resolution[1]}x{resolution[0]} px, "
+                f"not {request.full} px; write {family.name}@{plan.size}"
+            )
         if resolution is not None and min(resolution) < plan.size:
-            raise SpecError(f"{request.text}: a {plan.size} px crop does not fit {resolution[1]}x{resolution[0]} px images; use a smaller crop")
+            raise SpecError(
+                f"{request.text}: a {plan.size} px crop does not fit {resolution[1]}x{resolution[0]} px images; "
+                "use a smaller crop"
+            )
         base = network(request.extractor)
         return None if base is None else CropExtractor(base, plan)
 
@@ -191,9 +222,11 @@ def honest_name(request: Request, extractor: "Extractor | None", resolution: tup
     sha = getattr(base, "weights_sha256", "")
     weights_name = COMPAT if request.extractor == CLEAN else request.extractor
     published = is_published(weights_name, sha)
-    network = request.extractor if published or weights_name not in _cataloged() or not sha else f"{request.extractor}-{sha[:8]}"
+    network = (
+        request.extractor if published or weights_name not in _cataloged() or not sha else f"{request.extractor}-{sha[:8]}"
+    )
     fixed = family.extractor or COMPAT
-    if published and request.extractor == fixed and not (family.name == "clip-score"):
+    if published and request.extractor == fixed and family.name != "clip-score":
         stem = family.name
     elif published and request.extractor == CLEAN and family.name in ("fid", "kid"):
         stem = f"clean-{family.name}"
@@ -202,7 +235,13 @@ def honest_name(request: Request, extractor: "Extractor | None", resolution: tup
     if family.crop is None:
         return stem
     plan = crop_plan(request)
-    whole = "mixed" if resolution is None else str(resolution[0]) if resolution[0] == resolution[1] else f"{resolution[0]}x{resolution[1]}"
+    whole = (
+        "mixed"
+        if resolution is None
+        else str(resolution[0])
+        if resolution[0] == resolution[1]
+        else f"{resolution[0]}x{resolution[1]}"
+    )
     return f"{stem}@{plan.size}/{whole}-{plan.label}"
 
 

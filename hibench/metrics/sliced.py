@@ -8,6 +8,7 @@ from hibench.errors import SpecError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
 __all__ = ["mind", "swd_level"]
@@ -33,15 +34,18 @@ def mind(samples: "NDArray[np.float32]", reference: "NDArray[np.float32]", direc
     u = torch.randn(directions, d, generator=generator)
     u = u / u.norm(dim=1, keepdim=True).clamp_min(1e-12)
     total = 0.0
-    for part in u.split(256):                                          # [directions, N], sorted along the contiguous axis
+    for part in u.split(256):  # [directions, N], sorted along the contiguous axis
         total += float(((part @ x.T).sort(1).values - (part @ y.T).sort(1).values).square().mean(1).double().sum())
     return 3.0 * d * total / directions
 
 
-def swd_level(samples: "NDArray[np.float32]", reference: "NDArray[np.float32]", directions: int = 512, repeats: int = 4, seed: int = 0) -> float:
+def swd_level(
+    samples: "NDArray[np.float32]", reference: "NDArray[np.float32]", directions: int = 512, repeats: int = 4, seed: int = 0
+) -> float:
     """PGGAN's SWD of one pyramid level (1710.10196), × 1000: patches [N, patches · 147] of both sets.
 
-    Each set is standardised per colour channel, projected on `repeats` sets of `directions` unit vectors (128 there, seeded here),
+    Each set is standardised per colour channel, projected on `repeats` sets of
+    `directions` unit vectors (128 there, seeded here),
     and the mean |difference| of sorted projections is averaged (W1). Unequal counts are matched by quantiles.
     """
     import numpy as np
@@ -59,21 +63,17 @@ def swd_level(samples: "NDArray[np.float32]", reference: "NDArray[np.float32]", 
     return 1000 * float(np.mean(values))
 
 
-def _standardise(patches: "object") -> "object":
+def _standardise(patches: "torch.Tensor") -> "torch.Tensor":
     """[N, patches · 147] → [N · patches, 147], zero mean and unit deviation per channel over the set."""
-    import torch
-
-    assert isinstance(patches, torch.Tensor)
     x = patches.reshape(-1, 3, 49)
     mean, std = x.mean((0, 2), keepdim=True), x.std((0, 2), keepdim=True)
     return ((x - mean) / std.clamp_min(1e-8)).reshape(-1, 147)
 
 
-def _w1(a: "object", b: "object") -> float:
+def _w1(a: "torch.Tensor", b: "torch.Tensor") -> float:
     """Mean absolute difference of sorted rows [D, N] and [D, M]; the longer one is read at the shorter one's quantiles."""
     import torch
 
-    assert isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
     if a.shape[1] != b.shape[1]:
         short, long = (a, b) if a.shape[1] < b.shape[1] else (b, a)
         q = (torch.arange(short.shape[1]) + 0.5) / short.shape[1] * long.shape[1] - 0.5

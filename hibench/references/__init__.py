@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Reference", "ScenesReference", "open_reference"]
 
 KINDS = ("scenes", "folder")
-SCENES_BLOCK = 10**6                     # reference seed s holds scenes [(s + 1)·10⁶, (s + 2)·10⁶): never those of samples or training
+SCENES_BLOCK = 10**6  # reference seed s holds scenes [(s + 1)·10⁶, (s + 2)·10⁶): never those of samples or training
 SCENES_DEFAULT = 1000
 
 
@@ -31,8 +31,14 @@ class Reference(Protocol):
 
     def __len__(self) -> int: ...
 
-    def images(self, resolution: tuple[int, int] | None = None, first: int = 0, count: int | None = None, batch: int = 32,
-               device: str = "cpu") -> "Iterator[torch.Tensor]":
+    def images(
+        self,
+        resolution: tuple[int, int] | None = None,
+        first: int = 0,
+        count: int | None = None,
+        batch: int = 32,
+        device: str = "cpu",
+    ) -> "Iterator[torch.Tensor]":
         """uint8 [b, 3, H, W] batches at (height, width); None = each image's own size."""
         ...
 
@@ -44,7 +50,9 @@ class Reference(Protocol):
 class ScenesReference:
     """`count` scenes rendered at the asked resolution; disjoint from the seeds of samples and of training."""
 
-    def __init__(self, seed: int = 0, count: int | None = None, name: str = "scenes", resolution: tuple[int, int] = (64, 64)) -> None:
+    def __init__(
+        self, seed: int = 0, count: int | None = None, name: str = "scenes", resolution: tuple[int, int] = (64, 64)
+    ) -> None:
         if not 0 <= seed < 900:
             raise SpecError(f"reference {name}: seed {seed} must be in 0..899")
         count = SCENES_DEFAULT if count is None else count
@@ -68,8 +76,14 @@ class ScenesReference:
         end = self.count if count is None else min(self.count, first + count)
         return range(start + first, start + end)
 
-    def images(self, resolution: tuple[int, int] | None = None, first: int = 0, count: int | None = None, batch: int = 32,
-               device: str = "cpu") -> "Iterator[torch.Tensor]":
+    def images(
+        self,
+        resolution: tuple[int, int] | None = None,
+        first: int = 0,
+        count: int | None = None,
+        batch: int = 32,
+        device: str = "cpu",
+    ) -> "Iterator[torch.Tensor]":
         """uint8 [b, 3, H, W] rendered batches."""
         from hibench.references.scenes import render
 
@@ -77,7 +91,7 @@ class ScenesReference:
         seeds = self.seeds(first, count)
         size = max(1, min(batch, (1 << 26) // (3 * height * width)))
         for i in range(0, len(seeds), size):
-            yield render(seeds[i:i + size], height, width, device=device)
+            yield render(seeds[i : i + size], height, width, device=device)
 
     def captions(self, first: int, count: int) -> list[str] | None:
         """The truthful caption of each scene."""
@@ -86,7 +100,9 @@ class ScenesReference:
         return captions(self.seeds(first, count))
 
 
-def open_reference(definition: Mapping[str, Any] | str, resolution: tuple[int, int] | None = None, n: int | None = None) -> Reference:
+def open_reference(
+    definition: Mapping[str, Any] | str, resolution: tuple[int, int] | None = None, n: int | None = None
+) -> Reference:
     """The reference that a spec's definition (`{kind: scenes, seed: 0}`, `{kind: folder, path: ...}`) or a bare name describes.
 
     `resolution`: what a scenes reference renders at by default; `n`: how many images (None = all of a folder, 1000 scenes).
@@ -97,7 +113,9 @@ def open_reference(definition: Mapping[str, Any] | str, resolution: tuple[int, i
     kind = definition.get("kind", "folder" if "path" in definition else None)
     name = definition.get("name")
     if kind == "scenes":
-        return ScenesReference(int(definition.get("seed", 0)), definition.get("images", n), name or "scenes", resolution or (64, 64))
+        return ScenesReference(
+            int(definition.get("seed", 0)), definition.get("images", n), name or "scenes", resolution or (64, 64)
+        )
     if kind == "folder":
         if not definition.get("path"):
             raise SpecError("reference: a folder reference needs a path, e.g. {kind: folder, path: images/}")

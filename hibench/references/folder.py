@@ -43,12 +43,18 @@ class FolderReference:
         sizes = set(in_parallel(image_size, self.paths))
         return sizes.pop() if len(sizes) == 1 else None
 
-    def images(self, resolution: tuple[int, int] | None = None, first: int = 0, count: int | None = None, batch: int = 32,
-               device: str = "cpu") -> "Iterator[torch.Tensor]":
+    def images(
+        self,
+        resolution: tuple[int, int] | None = None,
+        first: int = 0,
+        count: int | None = None,
+        batch: int = 32,
+        device: str = "cpu",
+    ) -> "Iterator[torch.Tensor]":
         """uint8 [b, 3, H, W] batches of consecutive images of one size (b = 1 where sizes differ)."""
         import torch
 
-        paths = self.paths[first:None if count is None else first + count]
+        paths = self.paths[first : None if count is None else first + count]
 
         def load(path: Path) -> torch.Tensor:
             image = torch.from_numpy(decode(path))
@@ -56,7 +62,7 @@ class FolderReference:
 
         held: list[torch.Tensor] = []
         for image in in_parallel(load, paths):
-            limit = max(1, min(batch, (1 << 26) // image.numel()))           # at most 64 MiB of pixels per batch
+            limit = max(1, min(batch, (1 << 26) // image.numel()))  # at most 64 MiB of pixels per batch
             if held and (held[0].shape != image.shape or len(held) >= limit):
                 yield torch.stack(held).to(device)
                 held = []
@@ -78,12 +84,14 @@ def fit(image: "torch.Tensor", resolution: tuple[int, int], name: str) -> "torch
     if (h, w) == (height, width):
         return image
     if h < height or w < width:
-        raise SpecError(f"{name}: {w}x{h} px is smaller than the {width}x{height} px samples it is compared with; "
-                        "use larger reference images or a smaller resolution")
+        raise SpecError(
+            f"{name}: {w}x{h} px is smaller than the {width}x{height} px samples it is compared with; "
+            "use larger reference images or a smaller resolution"
+        )
     scale = min(h / height, w / width)
     ch, cw = min(h, round(height * scale)), min(w, round(width * scale))
     top, left = (h - ch) // 2, (w - cw) // 2
-    crop = image[None, :, top:top + ch, left:left + cw].float()
+    crop = image[None, :, top : top + ch, left : left + cw].float()
     if ch % height == 0 and cw % width == 0:
         small = F.avg_pool2d(crop, (ch // height, cw // width))
     else:
