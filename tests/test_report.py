@@ -260,7 +260,8 @@ def test_a_missing_metric_is_a_column_with_its_reason_and_joins_its_honest_name(
 
 
 @pytest.mark.parametrize(("name", "extractor", "wanted"), [
-    ("fid", "scenes-clip", "fd@scenes-clip"), ("precision", "dinov2", "precision@dinov2"), ("fid", "inception-v3-compat", "fid"),
+    ("fid", "scenes-clip", "fd@scenes-clip"), ("precision", "dinov2", "precision@dinov2"),
+    ("fid", "inception-v3-compat", "fid"),
     ("kd@dinov2", "scenes-clip", "kd@dinov2"), ("seam", "scenes-clip", "seam"), ("fid", "", "fid"),
 ])
 def test_a_missing_metric_gets_no_name_that_it_may_not_carry(name: str, extractor: str, wanted: str) -> None:
