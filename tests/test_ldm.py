@@ -105,6 +105,16 @@ def test_eta_one_adds_noise_of_the_seed(tiny: LDM) -> None:
     assert (a.int() - tiny.generate((32, 32), 0, steps=5).int()).abs().max() > 10
 
 
+def test_half_precision_stays_near(tiny: LDM) -> None:
+    half = LDM("random", {"config": "tiny"}, dtype="bfloat16")
+    half.load()
+    half.model.load_state_dict({k: v.bfloat16() for k, v in tiny.model.state_dict().items()})
+    image = half.generate((32, 32), 0, steps=4)
+    assert image.dtype == torch.uint8
+    difference = (image.int() - tiny.generate((32, 32), 0, steps=4).int()).abs().float().mean()
+    assert 0 < difference < 0.25 * tiny.generate((32, 32), 0, steps=4).float().std()
+
+
 def test_random_weights_are_the_same_every_time(tiny: LDM) -> None:
     again = LDM("random", {"config": "tiny"})
     again.load()
@@ -282,6 +292,15 @@ def test_strict_loading_lists_what_differs(tmp_path: Path) -> None:
     assert "1 unexpected (model.diffusion_model.extra)" in text
     assert "1 of another shape (first_stage_model.quant_conv.bias [5] instead of [3])" in text
     assert "\n" not in text
+
+
+def test_incomplete_averages_are_not_mixed_with_raw_weights(tmp_path: Path) -> None:
+    state = {k: v.clone() for k, v in checkpoint.read_state_dict(CHECKPOINT).items()}
+    del state["model_ema.diffusion_modelout2weight"]
+    path = save_checkpoint(tmp_path / "model.ckpt", state)
+    with pytest.raises(AdapterError, match=r"incomplete: 1 missing \(diffusion_modelout2weight\); use options: ema: false"):
+        LDM(path).load()
+    LDM(path, {"ema": False}).load()
 
 
 def test_what_sampling_does_not_need_is_ignored_and_the_scale_is_taken(tmp_path: Path, official: dict) -> None:

@@ -108,10 +108,14 @@ def ema_names(unet: nn.Module, prefix: str = "diffusion_model") -> dict[str, str
 
 
 def unflatten_ema(state: dict[str, Tensor], unet: nn.Module) -> dict[str, Tensor]:
-    """The averaged U-Net weights by their real names; {} when the checkpoint has none."""
+    """The averaged U-Net weights by their real names; {} when the checkpoint has none, AdapterError when it has only some."""
     if not any(k.startswith("model_ema.diffusion_model") for k in state):
         return {}
-    return {name: state[f"model_ema.{flat}"] for name, flat in ema_names(unet).items() if f"model_ema.{flat}" in state}
+    names = ema_names(unet)
+    missing = describe("missing", [flat for flat in names.values() if f"model_ema.{flat}" not in state])
+    if missing:
+        raise AdapterError(f"the averaged weights of the checkpoint are incomplete: {missing[0]}; use options: ema: false")
+    return {name: state[f"model_ema.{flat}"] for name, flat in names.items()}
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:

@@ -169,7 +169,7 @@ def unet(case: Case) -> Named:
         fill(embedder, {"embedding.weight": table}, str(case.folder))
         context = embedder(case.inputs["class_label"])
         yield "context", context
-    labels = case.inputs.get("class_label") if net.label_emb is not None else None
+    labels = case.inputs.get("class_label", case.inputs.get("y")) if net.label_emb is not None else None
     yield "eps", net(case.inputs["x"], case.inputs["t"], context, labels, concat=case.inputs.get("concat"))
 
 
@@ -243,15 +243,16 @@ def checkpoint(case: Case) -> Named:
     yield "n_keys", np.int32(len(state))
     model = empty_model(case.config["model"]["params"])
     load_checkpoint(model, state, ema=False)
-    yield "eps_raw", model.unet(inputs["x"], inputs["t"])
+    context = None if model.cond_stage_model is None else model.cond_stage_model(inputs["class_label"])
+    yield "eps_raw", model.unet(inputs["x"], inputs["t"], context)
     load_checkpoint(model, state, ema=True)
-    yield "eps_ema", model.unet(inputs["x"], inputs["t"])
+    yield "eps_ema", model.unet(inputs["x"], inputs["t"], context)
     averaged = unflatten_ema(state, model.unet)
     names = case.config.get("ema_check", list(averaged))
     yield "ema_check_names", np.array(names)
     yield "ema_check_sums", np.array([averaged[n].double().sum().item() for n in names])
     run = {"S": case.config["S"], "eta": case.config.get("eta", 1.0)}
-    z, *_ = run_ddim(model, inputs, run, None, None)
+    z, *_ = run_ddim(model, inputs, run, context, None)
     image = model.decode(z)
     yield "samples", z
     yield "image", image
