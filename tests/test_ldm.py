@@ -477,6 +477,7 @@ def test_every_published_configuration_builds(name: str) -> None:
 def test_published_names() -> None:
     assert set(configs.MODELS) == set(configs.models())
     assert configs.PUBLISHED.keys() <= set(configs.MODELS)
+    assert configs.PUBLISHED_FIRST_STAGES.keys() == configs.FIRST_STAGES.keys()
 
 
 def test_networks_that_need_an_image_say_so(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hibench.errors import SpecError, did_you_mean
 
-__all__ = ["FIRST_STAGES", "MODELS", "PUBLISHED", "first_stage_config", "model_params"]
+__all__ = ["FIRST_STAGES", "MODELS", "PUBLISHED", "PUBLISHED_FIRST_STAGES", "first_stage_config", "model_params"]
 
 VQ, KL = "ldm.models.autoencoder.VQModelInterface", "ldm.models.autoencoder.AutoencoderKL"
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
@@ -23,6 +23,19 @@ FIRST_STAGES: dict[str, tuple[int, list[int], list[int], int | None, str]] = {
     "kl-f8": (4, [1, 2, 4, 4], [], None, "vanilla"),
     "kl-f16": (16, [1, 1, 2, 2, 4], [16], None, "vanilla"),
     "kl-f32": (64, [1, 1, 2, 2, 4, 4], [16, 8], None, "vanilla"),
+}
+
+# Table 8 of arXiv 2112.10752v2: R-FID, PSNR in dB, PSIM (LPIPS-VGG) and SSIM over the 50 000 images of ImageNet-val at 256 px.
+PUBLISHED_FIRST_STAGES: dict[str, dict[str, float]] = {
+    "vq-f4": {"rfid": 0.58, "psnr": 27.43, "psim": 0.53, "ssim": 0.82},
+    "vq-f4-noattn": {"rfid": 1.06, "psnr": 25.21, "psim": 0.72, "ssim": 0.76},
+    "vq-f8": {"rfid": 1.14, "psnr": 23.07, "psim": 1.17, "ssim": 0.65},
+    "vq-f8-n256": {"rfid": 1.49, "psnr": 22.35, "psim": 1.26, "ssim": 0.62},
+    "vq-f16": {"rfid": 5.15, "psnr": 20.83, "psim": 1.73, "ssim": 0.54},
+    "kl-f4": {"rfid": 0.27, "psnr": 27.53, "psim": 0.55, "ssim": 0.82},
+    "kl-f8": {"rfid": 0.90, "psnr": 24.19, "psim": 1.02, "ssim": 0.69},
+    "kl-f16": {"rfid": 0.87, "psnr": 24.08, "psim": 1.07, "ssim": 0.68},
+    "kl-f32": {"rfid": 2.04, "psnr": 22.27, "psim": 1.41, "ssim": 0.61},
 }
 
 
