@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,8 +85,10 @@ EXTRACTORS: Mapping[str, Entry] = {
 }
 
 
-def get_extractor(name: str, device: str = "cpu", weights: str | None = None) -> Extractor:
+def get_extractor(name: str, device: str = "cpu", weights: str | None = None, compiled: bool = False) -> Extractor:
     """Open an extractor by its name, or a user's own by `file.py:Class` (called with device and weights).
+
+    `compiled`: run Inception through torch.compile (20 to 40 s once per process, values within rounding); others ignore it.
 
     Raises MissingWeights, or SpecError with a suggestion for an unknown name.
     """
@@ -99,7 +101,9 @@ def get_extractor(name: str, device: str = "cpu", weights: str | None = None) ->
     entry = EXTRACTORS[name]
     module, function = entry.opener.split(":")
     opener: Callable[..., Extractor] = getattr(importlib.import_module(module), function)
-    return opener(name, device, weights) if entry.takes_name else opener(device, weights)
+    if entry.takes_name:
+        return opener(name, device, weights)
+    return opener(device, weights, True) if compiled and entry.weights == "inception-v3-compat" else opener(device, weights)
 
 
 def _own_extractor(name: str, device: str, weights: str | None) -> Extractor:
@@ -125,8 +129,8 @@ def _own_extractor(name: str, device: str, weights: str | None) -> Extractor:
 class Extractors:
     """The extractors that a set of metrics needs, opened once; what could not be opened stands in `missing` with its reason."""
 
-    def __init__(self, opened: dict[str, Extractor], missing: dict[str, str]) -> None:
-        self.opened, self.missing = opened, missing
+    def __init__(self, opened: dict[str, Extractor], missing: dict[str, str], wanted: Collection[str] | None = None) -> None:
+        self.opened, self.missing, self.wanted = opened, missing, wanted
 
     def __iter__(self) -> Iterator[Extractor]:
         return iter(self.opened.values())
@@ -134,12 +138,20 @@ class Extractors:
     def __len__(self) -> int:
         return len(self.opened)
 
+    def keeps(self, key: str) -> bool:
+        """Whether any metric reads the array "NAME/layer"."""
+        return self.wanted is None or key in self.wanted
+
     def __getitem__(self, key: str) -> Extractor:
         return self.opened[key]
 
 
 def open_extractors(
-    settings: Mapping[str, Any], device: str = "cpu", resolution: tuple[int, int] | None = None, weights: str | None = None
+    settings: Mapping[str, Any],
+    device: str = "cpu",
+    resolution: tuple[int, int] | None = None,
+    weights: str | None = None,
+    compiled: bool = False,
 ) -> Extractors:
     """Open every extractor that `settings["metrics"]` need (`settings["extractor"]` is the default one), each once.
 
@@ -151,13 +163,14 @@ def open_extractors(
     base: dict[str, Extractor] = {}
     opened: dict[str, Extractor] = {}
     missing: dict[str, str] = {}
+    wanted: set[str] = set()
     default = str(settings.get("extractor") or DEFAULT_EXTRACTOR)
 
     def network(name: str) -> Extractor | None:
         if name not in base and name not in missing:
             file = weights if name == default else None
             try:
-                base[name] = get_extractor(name, device, file)
+                base[name] = get_extractor(name, device, file, compiled)
             except MissingWeights as error:
                 missing[name] = str(error)
         return base.get(name)
@@ -172,7 +185,9 @@ def open_extractors(
                     continue
                 if made is not None:
                     opened[need.key] = made
-    return Extractors(opened, missing)
+            if need.key in opened:
+                wanted |= {f"{opened[need.key].name}/{layer}" for layer in need.layers(opened[need.key])}
+    return Extractors(opened, missing, wanted)
 
 
 def run(
@@ -188,8 +203,13 @@ def run(
     with torch.inference_mode():
         for extractor in extractors:
             for layer, values in _call(extractor, images, ids).items():
-                out[f"{extractor.name}/{layer}"] = values.float().cpu().numpy()
+                if _kept(extractors, f"{extractor.name}/{layer}"):
+                    out[f"{extractor.name}/{layer}"] = values.float().cpu().numpy()
     return out
+
+
+def _kept(extractors: Iterable[Extractor], key: str) -> bool:
+    return not isinstance(extractors, Extractors) or extractors.keeps(key)
 
 
 def _call(extractor: Extractor, images: "torch.Tensor", ids: Sequence[int] | None) -> "dict[str, torch.Tensor]":
@@ -202,7 +222,7 @@ class Collector:
     """Streams batches of any sizes through the extractors: images are resized as they come and share batches afterwards."""
 
     def __init__(self, extractors: Iterable[Extractor], batch: int = 32) -> None:
-        self.extractors, self.batch = list(extractors), batch
+        self.extractors, self.batch, self.source = list(extractors), batch, extractors
         self.parts: dict[str, list[NDArray[np.float32]]] = {}
         self.waiting: dict[str, list[torch.Tensor]] = {}
         self.n = self.constant = 0
@@ -231,7 +251,8 @@ class Collector:
 
     def _keep(self, extractor: Extractor, outputs: "Mapping[str, torch.Tensor]") -> None:
         for layer, values in outputs.items():
-            self.parts.setdefault(f"{extractor.name}/{layer}", []).append(values.float().cpu().numpy())
+            if _kept(self.source, f"{extractor.name}/{layer}"):
+                self.parts.setdefault(f"{extractor.name}/{layer}", []).append(values.float().cpu().numpy())
 
     def finish(self) -> "dict[str, NDArray[np.float32]]":
         """{"NAME/layer": float32 [N, ...]} in the order of the images."""

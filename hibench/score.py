@@ -37,6 +37,7 @@ def run_score(
     prompts: str | Path | None = None,
     cache: str | Path | None = None,
     batch: int = 32,
+    compiled: bool = False,
 ) -> int:
     """Score a folder and print a table, or one JSON object on stdout; 0, or 3 when a metric is missing (the reason goes to
     stderr).
@@ -54,6 +55,7 @@ def run_score(
         prompts=prompts,
         cache=cache,
         batch=batch,
+        compiled=compiled,
     )
     if as_json:
         print(json.dumps({"metrics": values}, allow_nan=False))
@@ -77,6 +79,7 @@ def score_folders(
     prompts: str | Path | None = None,
     cache: str | Path | None = None,
     batch: int = 32,
+    compiled: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """({name: value object}, {metric: why it is missing}) of the images below `images` against a folder or `scenes`.
 
@@ -85,6 +88,7 @@ def score_folders(
     hash: the value's `name` then says so (`fd@inception-v3-compat-1a2b3c4d`), while its key is the name that was asked for.
     `crop`: the size in px of crop metrics that name none (pfid is added when no crop metric is asked for).
     `prompts`: a text file, one prompt per image in the order of their names, for clip-score. `cache`: None = HIBENCH_CACHE.
+    `compiled`: see `hibench.features.get_extractor`.
     """
     from hibench.features import DEFAULT_EXTRACTOR, open_extractors
     from hibench.job import resolve_device
@@ -103,7 +107,7 @@ def score_folders(
     values, missing = _pairs(pairs, samples, target, weights, device) if pairs else ({}, {})
     if sets:
         settings = {"metrics": [r.text for r in sets], "extractor": network}
-        opened = open_extractors(settings, device, one_size, weights=str(weights) if weights else None)
+        opened = open_extractors(settings, device, one_size, weights=str(weights) if weights else None, compiled=compiled)
         more, lacking = _sets(sets, samples, target, opened, size, device, batch, cache, prompts, network if weights else None)
         values, missing = values | more, missing | lacking
     return values, missing

@@ -152,6 +152,12 @@ class Need:
 
     key: str
     build: "Callable[[Callable[[str], Extractor | None], tuple[int, int] | None], Extractor | None]"
+    role: str | None = None  # None = every layer
+
+    def layers(self, extractor: "Extractor") -> list[str]:
+        """The extractor's layers that the metric reads."""
+        role = "features" if self.role == "text" else self.role
+        return list(extractor.outputs) if role is None else [extractor.roles[role]] if role in extractor.roles else []
 
 
 def crop_plan(request: Request) -> Any:
@@ -179,7 +185,7 @@ def requirements(request: Request) -> list[Need]:
         period = request.size or 0
         return [Need(f"seam{period}", lambda network, resolution: Seams(period))]
     if family.crop is None:
-        return [Need(request.extractor, lambda network, resolution: network(request.extractor))]
+        return [Need(request.extractor, lambda network, resolution: network(request.extractor), family.role)]
     plan = crop_plan(request)
 
     def over_crops(network: "Callable[[str], Extractor | None]", resolution: tuple[int, int] | None) -> "Extractor | None":
@@ -198,7 +204,7 @@ def requirements(request: Request) -> list[Need]:
         base = network(request.extractor)
         return None if base is None else CropExtractor(base, plan)
 
-    return [Need(f"{request.extractor}+crop{plan.size}-{plan.label}", over_crops)]
+    return [Need(f"{request.extractor}+crop{plan.size}-{plan.label}", over_crops, family.role)]
 
 
 def _known(resolution: tuple[int, int] | None, name: str) -> tuple[int, int]:
