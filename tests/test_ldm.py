@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -432,16 +433,16 @@ def test_bad_files_are_one_clear_line(tmp_path: Path, kind: str) -> None:
     assert expected in text
 
 
-def test_classes_that_old_lightning_files_name_are_harmless(tmp_path: Path) -> None:
-    callback = checkpoint.inert("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
-    script = ("import sys, types, torch\n"
-              "m = types.ModuleType('pytorch_lightning.callbacks.model_checkpoint')\n"
-              "m.ModelCheckpoint = type('ModelCheckpoint', (), {'__module__': m.__name__})\n"
-              "sys.modules.update({'pytorch_lightning': m, 'pytorch_lightning.callbacks': m, m.__name__: m})\n"
-              "torch.save({'callbacks': {m.ModelCheckpoint: {'best': 1}}, 'state_dict': {'w': torch.ones(2)}}, sys.argv[1])\n")
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "old.ckpt")], check=True)
+def test_classes_that_old_lightning_files_name_are_harmless(tmp_path: Path, monkeypatch) -> None:
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    module = types.ModuleType(name)
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": name})
+    with monkeypatch.context() as patch:
+        for part in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+            patch.setitem(sys.modules, part, module)
+        torch.save({"callbacks": {module.ModelCheckpoint: {"best": 1}}, "state_dict": {"w": torch.ones(2)}}, tmp_path / "old.ckpt")
+    assert name not in sys.modules
     assert checkpoint.read_state_dict(tmp_path / "old.ckpt")["w"].tolist() == [1, 1]
-    assert callback.__module__ not in sys.modules
 
 
 def test_configurations_are_found_beside_the_weights(tmp_path: Path, official: dict) -> None:
