@@ -1,275 +1,157 @@
-"""`hibench check`: base against head, cell by cell and number by number, matched by key and never by position."""
+"""`hibench check`: two results directories, a compare directory, or results against a committed baseline, to one verdict."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from hibench import gate
-from hibench.drift import compare as compare_images
-from hibench.errors import HibenchError
-from hibench.gate import OK, REGRESSED, UNSURE, Decision, PairRule
-from hibench.sides import Side, differences
+from hibench.errors import EXIT_OK, NoBaseline, SpecError, did_you_mean
+from hibench.judge import INTERLEAVED, SESSIONS, STORED, check_sides
+from hibench.sides import Side, read_side, wanted
 from hibench.spec import Tolerance
-from hibench.verdicts import LOST, NEW, Report, Row
+from hibench.verdicts import Report, write_outputs
 
-__all__ = ["DEFAULTS", "INTERLEAVED", "SESSIONS", "STORED", "check_sides", "family_of"]
+__all__ = ["COMPARE_FILE", "check", "read_compare", "run_check", "tolerances"]
 
-INTERLEAVED, SESSIONS, STORED = "interleaved", "sessions", "stored"     # how base and head were measured
-DEFAULTS = {"latency": Tolerance(0.05, True), "vram": Tolerance(0.01, True), "memory": Tolerance(0.01, True),
-            "nfe": Tolerance(0.0, True), "flops": Tolerance(0.0, True), "drift": Tolerance(0.02, False),
-            "fid": Tolerance(0.03, True), "clip-score": Tolerance(0.03, True)}
-RESIDENT_BYTES = 2 * 2**20                # a resident set moves by this much for no reason
-ROUNDING = 2 / 255                        # the largest pixel that an adapter may move by batching (DESIGN 3)
-DISTURBED = ("throttled", "contended")
-ALIAS = {"fd": "fid", "kd": "kid"}
-PER_PROCESS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "latency": ("s", lambda process: statistics.median(process["latency_s"])),
-    "first_image": ("s", lambda process: process["first_image_s"]),
-    "load": ("s", lambda process: process["load_s"]),
-    "energy": ("J", lambda process: process["energy_j_per_image"]),
-    "memory": ("bytes", lambda process: process["peak_rss_bytes"] - process["idle_rss_bytes"]),
-}
+COMPARE_FILE = "compare.json"              # what `hibench compare` writes beside base/ and head/
+COMPARE_SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class _Pairing:
-    """What the rows of a comparison depend on beside the two records."""
+def run_check(first: Path, second: Path | None = None, *, baseline: Path | None = None, only: Sequence[str] = (),
+              tolerance: Sequence[str] = (), strict: bool = False, as_json: bool = False, everything: bool = False,
+              junit: Path | None = None, summary: Path | None = None, github: bool = False, history: Path | None = None,
+              update_baseline: bool = False, reason: str = "") -> int:
+    """Check, tell it in every way that was asked for, and return the exit code.
 
-    how: str
-    tolerance: Mapping[str, Tolerance]
-    rule: PairRule
-    networks: bool
-
-
-def check_sides(base: Side, head: Side, *, how: str = SESSIONS, tolerance: Mapping[str, Tolerance] | None = None,
-                rule: PairRule | None = None, networks: bool = True) -> Report:
-    """Every number of every cell of both sides.
-
-    `how`: INTERLEAVED (replicate i of base was measured next to replicate i of head), SESSIONS (at another time), or STORED
-    (base is a baseline file: times are shown only). `tolerance` goes over `DEFAULTS`; a number without one is shown only.
+    0 ok · 1 something regressed · 3 something was lost, or nothing was measured · 4 unsure, under `strict`. With
+    `update_baseline` the verdict is shown, the file `baseline` is written, and the code is 0.
     """
-    pairing = _Pairing(how, {**DEFAULTS, **(tolerance or {})}, rule or PairRule(), networks)
-    report = Report(base.label, head.label, warnings=[*base.problems, *head.problems])
-    _warn_about_machines(report, base, head)
-    for key in sorted({*base.records, *head.records}):
-        old, new = base.records.get(key), head.records.get(key)
-        if old is None:
-            report.rows.append(Row(key, "status", NEW, "it has no baseline", head=str(new["status"]) if new else None))
-        elif new is None:
-            if old["status"] not in ("skip", "missing"):
-                report.rows.append(Row(key, "status", LOST, "it was not measured", base=str(old["status"])))
-        else:
-            report.rows += _status_rows(key, old, new)
-            if old["status"] == new["status"] == "ok":
-                report.measured += 1
-                report.rows += _cell_rows(key, old, new, base, head, pairing)
-    report.rows = _holm(report.rows, pairing.rule.alpha)
-    return report
+    if update_baseline:
+        if baseline is None or second is not None:
+            raise SpecError("--update-baseline needs one results directory and --baseline FILE")
+        return _update(first, baseline, only, tolerance, reason)
+    report, head = check(first, second, baseline=baseline, only=only, tolerance=tolerances(tolerance))
+    if history is not None:
+        from hibench.history import append
+
+        append(history, head, report)
+    print(write_outputs(report, junit_path=junit, summary_path=summary, github=github, as_json=as_json, everything=everything,
+                        strict=strict))
+    return report.exit_code(strict)
 
 
-def _warn_about_machines(report: Report, base: Side, head: Side) -> None:
-    """One line per way in which the machines or the software of the two sides differ."""
-    told = {differences(old, head.records[key]): None for key, old in base.records.items() if key in head.records}
-    for text in told:
-        if text:
-            report.warnings.append(f"not the same surroundings: {text}")
+def check(first: Path, second: Path | None = None, *, baseline: Path | None = None, only: Sequence[str] = (),
+          tolerance: Mapping[str, Tolerance] | None = None) -> tuple[Report, Side]:
+    """The report, and the head side that it is about.
+
+    Two directories: base and head. One: a compare directory, or results that need a `baseline`; a compare directory with a
+    `baseline` is checked both ways. NoBaseline says what is missing.
+    """
+    given = tolerance or {}
+    said = read_compare(first if second is None else _parent(first, second))
+    allowed = {**({} if said is None else said["tolerance"]), **_of_spec(first if second is None else second), **given}
+    if second is not None or said is not None:
+        base_dir, head_dir = (first, second) if second is not None else (first / "base", first / "head")
+        labels = (said["base"], said["head"]) if said else (None, None)
+        base, head = read_side(base_dir, only, labels[0]), read_side(head_dir, only, labels[1])
+        report = check_sides(base, head, how=INTERLEAVED if said else SESSIONS, tolerance=allowed)
+        if said is None and any(record["kind"] == "speed" for record in head.records.values()):
+            report.warnings.append("base and head were measured in two sessions, so only large changes of time can be judged; "
+                                   "`hibench compare` measures them side by side")
+        return (report if baseline is None else _merged(report, _against(head, baseline, only, allowed))), head
+    if baseline is None:
+        raise NoBaseline(f"{first}: nothing to compare with; give a second directory, --baseline FILE, or what "
+                         "`hibench compare --out DIR` wrote")
+    head = read_side(first, only)
+    return _against(head, baseline, only, allowed), head
 
 
-def _status_rows(key: str, base: dict[str, Any], head: dict[str, Any]) -> Iterator[Row]:
-    """A cell that was ok and is not any more is a regression; one whose weights are not there was not measured."""
-    old, new = str(base["status"]), str(head["status"])
-    reason = str(head.get("reason") or (head.get("failure") or {}).get("message") or "")
-    if new == "missing" and old != "missing":
-        yield Row(key, "status", LOST, f"it could not be measured: {reason}", old, new)
-    elif old == "ok" and new != "ok":
-        yield Row(key, "status", REGRESSED, f"{old} → {new}: {reason}", old, new)
-    elif old != "ok" and new == "ok":
-        yield Row(key, "status", OK, f"{old} → ok", old, new, improved=True)
-    else:
-        yield Row(key, "status", OK, "" if new == "ok" else reason, old, new, gated=new in ("ok", old) and new != "skip")
-
-
-def _cell_rows(key: str, base: dict[str, Any], head: dict[str, Any], old: Side, new: Side, pairing: _Pairing) -> Iterator[Row]:
-    if head["kind"] == "speed":
-        yield from _process_rows(key, base, head, pairing)
-        yield from _exact_rows(key, base, head, pairing)
-    elif head["kind"] == "quality":
-        yield from _quality_rows(key, base, head, pairing)
-    else:
-        yield _drift_row(key, base, head, old, new, pairing)
-
-
-def _process_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing: _Pairing) -> Iterator[Row]:
-    """Numbers that every process has: judged over pairs of processes, or over two sessions, or shown only."""
-    same_machine = (base.get("env") or {}).get("hardware_digest") == (head.get("env") or {}).get("hardware_digest")
-    for name, (unit, of) in PER_PROCESS.items():
-        old, new = _processes(base, of), _processes(head, of)
-        if name == "memory" and (_peak_source(base) != "rss-over-idle" or _peak_source(head) != "rss-over-idle"):
-            continue
-        summary = "latency_p50_s" if name == "latency" else "first_image_s" if name == "first_image" else None
-        a = statistics.median(old) if old else _number(base, "speed", summary) if summary else None
-        b = statistics.median(new) if new else None
-        if a is None and b is None:
-            continue
-        limit = pairing.tolerance.get(name)
-        gated = limit is not None and pairing.how != STORED
-        row = Row(key, name, OK, base=a, head=b, unit=unit, change=_relative(a, b), gated=gated)
-        if not gated or limit is None:
-            yield row
-        elif not _usable(old) or not _usable(new):
-            side, values = ("base", old) if not _usable(old) else ("head", new)
-            told = f"{values[:3]}" if values else "not measured"
-            yield replace(row, verdict=LOST, text=f"{side} has no finite {name} ({told})")
-        elif not same_machine:
-            yield replace(row, verdict=UNSURE, text="not compared: the hardware differs")
-        else:
-            yield _judged(row, base, head, old, new, _scaled(limit, statistics.median(old), name), pairing)
-
-
-def _scaled(limit: Tolerance, base: float, name: str) -> float:
-    """The relative tolerance of a per-process number."""
-    relative = limit.value if limit.relative else limit.value / base
-    return max(relative, RESIDENT_BYTES / base) if name == "memory" else relative
-
-
-def _judged(row: Row, base: dict[str, Any], head: dict[str, Any], old: list[float], new: list[float], tolerance: float,
-            pairing: _Pairing) -> Row:
-    rule = replace(pairing.rule, tolerance=tolerance)
-    if pairing.how == INTERLEAVED:
-        decision = gate.judge_pairs(list(zip(old, new)), rule, last=True, what=_word(row.metric))
-        assert decision is not None
-    else:
-        decision = gate.judge_sessions(old, new, rule, drift=row.unit == "s", what=_word(row.metric))
-    disturbed = sorted({flag["name"] for record in (base, head) for flag in record.get("flags") or ()} & set(DISTURBED))
-    judged = _with(row, decision)
-    if disturbed and judged.verdict == REGRESSED:
-        told = f"{judged.text}; the machine was {' and '.join(disturbed)}"
-        return replace(judged, text=told, verdict=REGRESSED if pairing.how == INTERLEAVED else UNSURE)
-    return judged
-
-
-def _word(metric: str) -> str:
-    return {"memory": "more memory", "energy": "more energy"}.get(metric, "slower")
-
-
-def _exact_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing: _Pairing) -> Iterator[Row]:
-    """Numbers without noise: allocated bytes, weights, network evaluations, FLOPs."""
-    names = [("weights", "weights_bytes", "bytes", "vram"), ("nfe", "nfe", "", "nfe"), ("flops", "flops", "", "flops")]
-    if _peak_source(base) == _peak_source(head) == "cuda-allocated":
-        names.insert(0, ("vram", "peak_bytes", "bytes", "vram"))
-    for metric, field_name, unit, limit_name in names:
-        a, b = _number(base, "speed", field_name), _number(head, "speed", field_name)
-        limit = pairing.tolerance.get(limit_name)
-        if a is None and b is None:
-            continue
-        row = Row(key, metric, OK, base=a, head=b, unit=unit, change=_relative(a, b), gated=limit is not None)
-        if limit is None:
-            yield row
-        elif b is None:
-            yield replace(row, verdict=LOST, text=f"head has no finite {metric}")
-        elif a is None:
-            yield replace(row, verdict=NEW, text="base does not know it")
-        else:
-            allowed = limit.value if limit.relative or not a else limit.value / a
-            yield _with(row, gate.bound(a, b, allowed))
-
-
-def _quality_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing: _Pairing) -> Iterator[Row]:
-    """Two-sided bands; a value of another extractor, reference or number of images is not compared."""
-    old, new = ((record.get("quality") or {}).get("values") or {} for record in (base, head))
-    for name in sorted({*old, *new}):
-        limit = pairing.tolerance.get(family_of(name))
-        a, b = (_finite((side.get(name) or {}).get("value")) for side in (old, new))
-        row = Row(key, name, OK, base=a, head=b, change=_relative(a, b), gated=limit is not None)
-        if limit is None:
-            yield row
-        elif name not in old:
-            yield replace(row, verdict=NEW, text="base does not have it")
-        elif b is None:
-            told = (new.get(name) or {}).get("value", "not computed")
-            yield replace(row, verdict=LOST, text=f"head has no finite value ({told})")
-        elif a is None:
-            yield replace(row, verdict=LOST, text=f"base has no finite value ({old[name].get('value')})")
-        else:
-            other = [f"{field_name} {old[name].get(field_name)} → {new[name].get(field_name)}"
-                     for field_name in ("n", "n_reference", "extractor", "weights_sha256", "resize", "reference_digest")
-                     if old[name].get(field_name) != new[name].get(field_name)]
-            if other:
-                yield replace(row, verdict=UNSURE, text=f"not compared: {', '.join(other)}")
-            else:
-                noise = (_finite(old[name].get("pm")), _finite(new[name].get("pm")))
-                yield _with(row, gate.band(a, b, limit.value, limit.relative, noise, str(new[name].get("better"))))
-
-
-def family_of(metric: str) -> str:
-    """The name of a metric in `check.tolerance`: `fd@scenes-clip` is judged as fid, `kd@…` as kid."""
-    family = metric.partition("@")[0]
-    return ALIAS.get(family, family)
-
-
-def _drift_row(key: str, base: dict[str, Any], head: dict[str, Any], old: Side, new: Side, pairing: _Pairing) -> Row:
-    """Images of fixed seeds: beyond the tolerance they are another picture, or (on another machine) perhaps only noise."""
-    limit = pairing.tolerance.get("drift", DEFAULTS["drift"]).value
-    row = Row(key, "drift", OK, head=None)
+def read_compare(folder: Path | None) -> dict[str, Any] | None:
+    """What `hibench compare` noted about a directory: base, head, tolerance; None = it is none of its directories."""
+    if folder is None or not (folder / COMPARE_FILE).is_file():
+        return None
+    path = folder / COMPARE_FILE
     try:
-        found = compare_images(old.images(key, base), new.images(key, head), pairing.networks)
-    except HibenchError as error:
-        return replace(row, verdict=LOST, text=str(error))
-    row = replace(row, head=found.max_pixel, text=found.text())
-    seen = found.perceptual
-    if found.max_pixel <= max(limit, ROUNDING):
-        return row
-    if seen is not None and seen <= limit and differences(base, head):
-        return replace(row, verdict=UNSURE, text=f"{row.text}; it may be the other machine or software")
-    return replace(row, verdict=REGRESSED, text=f"{row.text}: not the images of the baseline")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != COMPARE_SCHEMA:
+            raise NoBaseline(f"{path}: schema {data['schema']}, this hibench reads {COMPARE_SCHEMA}; compare again")
+        allowed = {name: Tolerance(float(value), bool(relative)) for name, (value, relative) in data["tolerance"].items()}
+        return {"base": str(data["base"]["label"]), "head": str(data["head"]["label"]), "tolerance": allowed}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NoBaseline(f"{path}: cannot be read ({type(error).__name__}: {error}); compare again") from error
 
 
-# -- small things ----------------------------------------------------------------------------------------------------------
+def tolerances(words: Sequence[str]) -> dict[str, Tolerance]:
+    """`latency=5%`, `drift=0.02` as tolerances; SpecError for anything else."""
+    from hibench.metrics.plan import FAMILIES
+    from hibench.spec_reader import TOLERANCES
+
+    found = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in (*TOLERANCES, *FAMILIES):
+            raise SpecError(f"--tolerance {word}: unknown number '{name}'{did_you_mean(name, (*TOLERANCES, *FAMILIES))}")
+        try:
+            value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1e12:
+            raise SpecError(f"--tolerance {word}: write e.g. latency=5% or drift=0.02")
+        found[name] = Tolerance(value, text.strip().endswith("%"))
+    return found
 
 
-def _with(row: Row, decision: Decision) -> Row:
-    return replace(row, verdict=decision.verdict, text=decision.text, low=decision.low, high=decision.high, p=decision.p,
-                   change=row.change if decision.change is None else decision.change, pairs=decision.pairs,
-                   improved=decision.improved)
+def _parent(base: Path, head: Path) -> Path | None:
+    """The compare directory, when the two are its base/ and head/."""
+    same = base.resolve().parent == head.resolve().parent and (base.resolve().name, head.resolve().name) == ("base", "head")
+    return base.resolve().parent if same else None
 
 
-def _holm(rows: list[Row], alpha: float) -> list[Row]:
-    """Regressions of noisy numbers that could be chance among so many cells become unsure."""
-    tests = {f"{row.key} {row.metric}": row.p for row in rows if row.gated and row.p is not None}
-    chance = set(tests) - gate.holm(tests, alpha)
-    told = f"; among {len(tests)} numbers this may be chance: measure more pairs"
-    return [replace(row, verdict=UNSURE, text=row.text + told)
-            if row.verdict == REGRESSED and f"{row.key} {row.metric}" in chance else row for row in rows]
+def _of_spec(results: Path) -> dict[str, Tolerance]:
+    """The tolerances of the benchmark file that the newest run used, if the file still says the same."""
+    from hibench.spec import load_spec
+    from hibench.store import Store
 
-
-def _processes(record: dict[str, Any], of: Callable[[dict[str, Any]], Any]) -> list[float]:
-    """A number of every process, in the order of the replicates; [] when some process does not know it."""
+    manifest = Store(results).newest_manifest() or {}
     try:
-        found = [of(process) for process in (record.get("speed") or {}).get("processes") or ()]
-    except (KeyError, TypeError, statistics.StatisticsError):
-        return []
-    return [float(value) for value in found] if all(isinstance(value, (int, float)) for value in found) else []
+        spec = load_spec(manifest["spec"])
+    except (KeyError, SpecError):
+        return {}
+    return dict(spec.check.tolerance)
 
 
-def _usable(values: Sequence[float]) -> bool:
-    return bool(values) and all(math.isfinite(value) and value > 0 for value in values)
+def _against(head: Side, baseline: Path, only: Sequence[str], tolerance: Mapping[str, Tolerance]) -> Report:
+    """Results against a baseline of the same device."""
+    from hibench.baseline import read_baseline, same_device
+
+    base, device = read_baseline(baseline, lambda key: wanted(key, only))
+    measured = same_device(head)
+    if measured != device:
+        raise NoBaseline(f"{baseline} is of {device}, and {head.label} was measured on {measured}; choose the baseline of this "
+                         "device, or write one by --update-baseline")
+    return check_sides(base, head, how=STORED, tolerance=tolerance)
 
 
-def _peak_source(record: dict[str, Any]) -> Any:
-    return (record.get("speed") or {}).get("peak_source")
+def _merged(side_by_side: Report, stored: Report) -> Report:
+    """One report of both comparisons: what differs from the baseline is marked as such."""
+    rows = [replace(row, metric=f"{row.metric} (baseline)") for row in stored.rows if row.gated]
+    warnings = list(dict.fromkeys([*side_by_side.warnings, *stored.warnings]))
+    return Report(f"{side_by_side.base}; {stored.base}", side_by_side.head, [*side_by_side.rows, *rows], warnings,
+                  side_by_side.measured)
 
 
-def _number(record: dict[str, Any], part: str, name: str | None) -> float | None:
-    return _finite((record.get(part) or {}).get(name))
+def _update(results: Path, baseline: Path, only: Sequence[str], tolerance: Sequence[str], reason: str) -> int:
+    from hibench.baseline import write_baseline
 
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
-
-
-def _relative(base: float | None, head: float | None) -> float | None:
-    return head / base - 1 if base and head is not None and math.isfinite(base) and math.isfinite(head) else None
+    head = read_side(results, only)
+    if baseline.is_file():
+        try:
+            allowed = {**_of_spec(results), **tolerances(tolerance)}
+            print(write_outputs(_against(head, baseline, only, allowed), everything=True))
+        except NoBaseline as error:
+            print(f"the old baseline says nothing: {error}")
+    print(write_baseline(baseline, head, reason))
+    return EXIT_OK

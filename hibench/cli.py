@@ -28,6 +28,7 @@ EXAMPLES = """\b
   hibench show scenes --out grid.png           a picture of the built-in image distribution
   hibench score IMAGES --reference scenes      metrics of a folder of images
   hibench test ldm                             does a method keep the contract?
+  hibench check BASE HEAD                      has anything become worse?
 
 Benchmarks for high-resolution and any-resolution image generation: quality, latency, memory and failures of every method
 in one record for the same weights and settings.
@@ -207,13 +208,22 @@ def report(
     out: Annotated[Path | None, Option("--out", help="Where to write; DIR/report if not given.")] = None,
     format_: Annotated[list[str] | None, Option("--format", metavar="md|csv|tex|png|pdf", help=(
         "Only these; repeat for more. `--format csv` without --out prints one row per record."))] = None,
+    history: Annotated[Path | None, Option("--history", metavar="FILE", help=(
+        "Plot what `hibench check --history FILE` has collected, instead of DIR."))] = None,
 ) -> int:
     """Write tables (Markdown, CSV, LaTeX) and plots (PNG, PDF) from records.
 
     \b
       hibench report results --out tables
       hibench report results --format csv > records.csv
+      hibench report --history history.jsonl --out plots
     """
+    if history is not None:
+        from hibench.history import write_history
+
+        paths = write_history(history, history.parent / "history" if out is None else out)
+        print("\n".join(map(str, paths)))
+        return EXIT_OK
     formats = _words(format_)
     from hibench import report as module
 
@@ -336,6 +346,40 @@ def train(
     asked = {key: value for key, value in (("steps", steps), ("stage", stage)) if value is not None}
     function(target, device=resolve_device(device), resume=resume, **asked)
     print(f"{name}: weights in {target}")
+
+
+@app.command()
+@verb
+def check(
+    first: Annotated[Path, Argument(metavar="DIR", help="Base results; or, alone, head or what `hibench compare` wrote.")],
+    second: Annotated[Path | None, Argument(metavar="[HEAD]", help="Head results.")] = None,
+    baseline: Annotated[Path | None, Option("--baseline", metavar="FILE", help="E.g. reports/baselines/cpu.json.")] = None,
+    only: Annotated[list[str] | None, Option("--only", metavar="NAME", help="Methods, kinds or globs over keys.")] = None,
+    tolerance: Annotated[list[str] | None, Option("--tolerance", metavar="NAME=VALUE", help=(
+        "E.g. latency=10% or drift=0.05; repeat for more. Without: those of the benchmark file."))] = None,
+    strict: Annotated[bool, Option("--strict", help="Exit with 4 when something stays unsure.")] = False,
+    everything: Annotated[bool, Option("--all", help="Show every number, also those that are ok or not judged.")] = False,
+    as_json: Json = False,
+    junit: Annotated[Path | None, Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
+    summary: Annotated[Path | None, Option("--summary", metavar="FILE", help="Append Markdown ($GITHUB_STEP_SUMMARY).")] = None,
+    github: Annotated[bool, Option("--github", help="Print GitHub annotations, too.")] = False,
+    history: Annotated[Path | None, Option("--history", metavar="FILE", help="Append one line per cell (JSONL).")] = None,
+    update_baseline: Annotated[bool, Option("--update-baseline", help="Make DIR the new --baseline; needs --reason.")] = False,
+    reason: Annotated[str, Option("--reason", metavar="TEXT", help="Why the baseline may change.")] = "",
+) -> int:
+    """Compare results with others, or with a baseline, number by number; exit 1 where something has become worse.
+
+    \b
+      hibench check base_results head_results
+      hibench check compared                     what `hibench compare --out compared` wrote
+      hibench check results --baseline reports/baselines/cpu.json --junit junit.xml
+      hibench check results --baseline reports/baselines/cpu.json --update-baseline --reason "why"
+    """
+    from hibench.check import run_check
+
+    return run_check(first, second, baseline=baseline, only=_words(only), tolerance=_words(tolerance), strict=strict,
+                     as_json=as_json, everything=everything, junit=junit, summary=summary, github=github, history=history,
+                     update_baseline=update_baseline, reason=reason)
 
 
 # -- what the verbs share --------------------------------------------------------------------------------------------
