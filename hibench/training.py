@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -100,6 +101,7 @@ def fit(
         report(f"{name}: resumed at step {first}/{steps}")
     begin = mark = reported = time.monotonic()
     sums: dict[str, float] = {}
+    counts: Counter[str] = Counter()                        # not every loss occurs in every step
     since = 0
     done = first
 
@@ -117,9 +119,11 @@ def fit(
         os.replace(temporary, path)
 
     def mean_losses() -> dict[str, float]:
-        nonlocal sums, since
-        means = {k: float(v) / since for k, v in sums.items()}
-        sums, since = {}, 0
+        nonlocal since
+        means = {k: float(v) / counts[k] for k, v in sums.items()}
+        sums.clear()
+        counts.clear()
+        since = 0
         bad = [k for k, v in means.items() if not math.isfinite(v)]
         if bad:
             raise HibenchError(
@@ -132,6 +136,7 @@ def fit(
         for k in range(first, steps):
             for key, value in step(k).items():
                 sums[key] = sums.get(key, 0.0) + (value.detach() if isinstance(value, torch.Tensor) else value)  # type: ignore[assignment]
+                counts[key] += 1
             since, done = since + 1, k + 1
             now = time.monotonic()
             if now - reported > _REPORT_EVERY_S:

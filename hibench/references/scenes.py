@@ -42,6 +42,7 @@ __all__ = [
     "Scene",
     "captions",
     "class_index",
+    "describe",
     "digest",
     "render",
     "scene",
@@ -164,6 +165,11 @@ def _phrase(o: _Object) -> str:
     return f"a {' '.join(words)} {'in' if o.position == 'centre' else 'at'} the {o.position}"
 
 
+def describe(objects: Sequence[_Object], ground: str) -> str:
+    """The caption of these objects on this ground."""
+    return f"{' and '.join(map(_phrase, objects))} on {ground}"
+
+
 @lru_cache(maxsize=4096)
 def scene(seed: int) -> Scene:
     """The scene of `seed` (any integer; negative ones are taken modulo 2⁶⁴)."""
@@ -178,7 +184,6 @@ def scene(seed: int) -> Scene:
         )
         objects.append(_make_object(*other, "tiny", (-place[0], -place[1]), u[14:20]))
     ground = GROUNDS[int(u[20] * len(GROUNDS))]
-    caption = f"{' and '.join(map(_phrase, objects))} on {ground}"
     o = objects[0]
     labels = {
         "shape": o.shape,
@@ -189,7 +194,7 @@ def scene(seed: int) -> Scene:
         "finish": o.finish,
         "ground": ground,
     }
-    return Scene(seed, caption, labels, tuple(objects), ground)
+    return Scene(seed, describe(objects, ground), labels, tuple(objects), ground)
 
 
 def captions(seeds: Sequence[int]) -> list[str]:

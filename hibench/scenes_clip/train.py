@@ -1,18 +1,23 @@
-"""Train scenes-clip: the symmetric contrastive loss of CLIP (Radford et al. 2021) on scenes and their captions at 64 px."""
+"""Train scenes-clip: the contrastive loss of CLIP (Radford et al. 2021) on scenes and captions, with hard negative captions."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hibench import scenes_clip, training
 from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["HELD_OUT_SEED", "evaluate", "rank_degradations", "train"]
 
-STEPS, BATCH, IMAGES, RATE = 600, 256, 50_000, 2e-3
-HELD_OUT_SEED = 2 * 10**9  # seeds of the evaluation; nothing is trained or measured on them
+STEPS, BATCH, IMAGES, RATE = 600, 192, 50_000, 2e-3
+HELD_OUT_SEED = 2 * 10**9               # seeds of the evaluation; nothing is trained or measured on them
+_NEGATIVES = 2                          # wrong captions per image
 
 
 def train(
@@ -29,31 +34,25 @@ def train(
     import torch
     import torch.nn.functional as F
 
-    data = rendered(
-        images,
-        scenes_clip.INPUT_SIZE,
-        progress=lambda done, n: print(f"scenes-clip: rendered {done}/{n}") if done % 5000 == 0 else None,
-    )
-    tokens = scenes_clip.tokenize([scenes.scene(TRAINING_SEED + i).caption for i in range(images)])
+    data = rendered(images, scenes_clip.INPUT_SIZE, progress=_progress)
     torch.manual_seed(0)
     network = scenes_clip.build().to(device, memory_format=torch.channels_last).train()
-    decayed = [p for n, p in network.named_parameters() if p.ndim >= 2]
-    others = [p for n, p in network.named_parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=RATE, betas=(0.9, 0.98)
-    )
+    decayed = [p for p in network.parameters() if p.ndim >= 2]
+    others = [p for p in network.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
     target = torch.arange(BATCH, device=device)
 
-    def step(k: int) -> dict[str, torch.Tensor]:
+    def step(k: int) -> dict[str, torch.Tensor | float]:
         index = training.batch_seeds(k, BATCH, images)
-        batch = torch.from_numpy(data[index.numpy()]).to(device)
+        batch = scenes_clip.network_input(torch.from_numpy(data[index.numpy()]).to(device))
+        tokens = scenes_clip.tokenize(_texts(index, training.step_generator(k)))
         training.set_rate(optimizer, training.cosine_rate(k, steps, RATE, warmup=100))
         with training.autocast(device):
-            image, text, scale = network(
-                scenes_clip.network_input(batch).contiguous(memory_format=torch.channels_last), tokens[index].to(device)
-            )
-        logits = scale.float() * image.float() @ text.float().T
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+            image = network.encode_image(batch.contiguous(memory_format=torch.channels_last), normalize=True)
+            text = network.encode_text(tokens.to(device), normalize=True)
+        logits = network.logit_scale.exp() * image.float() @ text.float().T                  # [B, (1 + negatives)·B]
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :BATCH].T, target)) / 2
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -62,17 +61,9 @@ def train(
             network.logit_scale.clamp_(0, 4.6052)
         return {"loss": loss, "accuracy": (logits.detach().argmax(1) == target).float().mean()}
 
-    result = training.fit(
-        "scenes-clip",
-        step,
-        {"network": network, "optimizer": optimizer},
-        steps=steps,
-        out=out,
-        resume=resume,
-        max_seconds=max_seconds,
-    )
-    path = _save(network, out / "weights.safetensors")
-    clip = scenes_clip.load(device, path)
+    state = {"network": network, "optimizer": optimizer}
+    result = training.fit("scenes-clip", step, state, steps=steps, out=out, resume=resume, max_seconds=max_seconds)
+    clip = scenes_clip.load(device, _save(network, out / "weights.safetensors"))
     scores: dict[str, Any] = {**evaluate(clip), "fd_by_degradation": rank_degradations(clip)}
     training.write_training_json(
         out / "training.json",
@@ -80,10 +71,39 @@ def train(
         device=device,
         batch=BATCH,
         parameters=sum(p.numel() for p in network.parameters()),
-        data=f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, 64 px",
+        data=f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {scenes_clip.INPUT_SIZE} px",
         held_out=scores,
     )
     return scores
+
+
+def _progress(done: int, count: int) -> None:
+    if done % 5000 == 0:
+        print(f"scenes: rendered {done}/{count}")
+
+
+def _texts(index: "torch.Tensor", draw: "torch.Generator") -> list[str]:
+    """The true captions, then for each image captions in which one word is wrong (as in NegCLIP, Yuksekgonul et al. 2023).
+
+    Without them a batch can be told apart by colour, place and ground alone, and shapes would not be learnt.
+    """
+    import torch
+
+    shown = [scenes.scene(TRAINING_SEED + i) for i in index.tolist()]
+    texts = [s.caption for s in shown]
+    for n in range(_NEGATIVES):
+        picks = torch.randint(2**31, (len(shown), 2), generator=draw).tolist()
+        texts += [_wrong(s, ("shape", "colour", "size", "material")[0 if n == 0 else a % 4], b) for s, (a, b) in zip(shown, picks)]
+    return texts
+
+
+def _wrong(s: scenes.Scene, attribute: str, pick: int) -> str:
+    """The caption of a scene with another value for one attribute of its salient object."""
+    vocabulary = {"shape": scenes.SHAPES, "colour": scenes.COLOURS, "size": scenes.SIZES, "material": scenes.MATERIALS}
+    words = vocabulary[attribute]
+    value = words[(words.index(getattr(s.objects[0], attribute)) + 1 + pick % (len(words) - 1)) % len(words)]
+    changed = dataclasses.replace(s.objects[0], **{attribute: value})
+    return scenes.describe((changed, *s.objects[1:]), s.ground)
 
 
 def _save(network: Any, path: Path) -> Path:
@@ -91,15 +111,13 @@ def _save(network: Any, path: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    parameters = dict(network.named_parameters())
-    state = {
-        k: (v.half() if k in parameters and k != "logit_scale" else v).detach().cpu().contiguous()
-        for k, v in network.state_dict().items()
-    }
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})  # what a reader will have
+    halved = {name for name, _ in network.named_parameters()} - {"logit_scale"}
+    state = {k: (v.half() if k in halved else v).detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})  # as a reader will have it
     device = next(network.parameters()).device
     classes = scenes_clip.ScenesClip(network, torch.empty(0), device, "").class_embeddings()
     save_file({**state, "class_embeddings": classes.cpu().contiguous()}, path)
+    path.chmod(0o644)
     return path
 
 
@@ -109,9 +127,8 @@ def evaluate(clip: scenes_clip.ScenesClip, count: int = 1000, first_seed: int = 
     import torch.nn.functional as F
 
     seeds = range(first_seed, first_seed + count)
-    images = torch.cat(
-        [clip.encode_image(scenes.render(seeds[i : i + 100], scenes_clip.INPUT_SIZE)) for i in range(0, count, 100)]
-    )
+    parts = [scenes.render(seeds[i : i + 100], scenes_clip.INPUT_SIZE) for i in range(0, count, 100)]
+    images = torch.cat([clip.encode_image(part) for part in parts])
     truth = torch.tensor([scenes.class_index(s) for s in seeds])
     guess = clip.class_logits(images).argmax(1).cpu()
     texts = F.normalize(clip.encode_text(scenes.captions(seeds)), dim=-1)
@@ -137,11 +154,5 @@ def rank_degradations(clip: scenes_clip.ScenesClip, count: int = 500) -> dict[st
 
     start = HELD_OUT_SEED + 10**6
     reference = fit(embed(scenes.render(range(start, start + count), scenes_clip.INPUT_SIZE)))
-    return {
-        "strengths": list(STRENGTHS),
-        "scenes": count,
-        **{
-            name: [round(v, 3) for v in values]
-            for name, values in ranking(lambda images: distance(fit(embed(images)), reference), count, start + count).items()
-        },
-    }
+    told = ranking(lambda images: distance(fit(embed(images)), reference), count, start + count)
+    return {"strengths": list(STRENGTHS), "scenes": count, **{name: [round(v, 3) for v in d] for name, d in told.items()}}

@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {  # official yaml structure; the T0 size of the mechan
     "first_stage_config": {
         "params": {
             "embed_dim": 3,
-            "n_embed": 1024,
+            "n_embed": 4096,
             "ddconfig": {
                 "double_z": False,
                 "z_channels": 3,
@@ -63,8 +63,11 @@ CONFIG: dict[str, Any] = {  # official yaml structure; the T0 size of the mechan
         }
     },
 }
-_FIRST = {"steps": 3200, "batch": 8, "rate": 1e-3, "codes_from": 200, "revive_until": 1600, "gan_from": 1600, "gan_weight": 0.5}
-_UNET = {"steps": 8_000, "batch": 32, "rate": 6e-4, "ema": 0.999}
+_FIRST: dict[str, Any] = {
+    "steps": 6000, "batch": 12, "crop": 32, "whole_from": 0.9, "rate": 1e-3, "guide_until": 400, "codes_from": 300,
+    "revive_until": 0.5, "gan_from": 0.6, "gan_weight": 0.2,
+}
+_UNET = {"steps": 6_000, "batch": 32, "rate": 6e-4, "ema": 0.999}
 
 
 def train(
@@ -102,6 +105,14 @@ def _batch(data: Any, index: Tensor, device: str) -> Tensor:
     return torch.from_numpy(data[index.numpy()]).to(device).float() / 127.5 - 1
 
 
+def _crops(images: Tensor, side: int, draw: torch.Generator) -> Tensor:
+    """One random square crop of each image [B, 3, H, W]."""
+    if side == images.shape[-1]:
+        return images
+    corners = torch.randint(images.shape[-1] - side + 1, (len(images), 2), generator=draw).tolist()
+    return torch.stack([x[:, i : i + side, j : j + side] for x, (i, j) in zip(images, corners)])
+
+
 class _Usage(nn.Module):
     """How often each code was used lately, float [n_embed]."""
 
@@ -116,9 +127,13 @@ class _Usage(nn.Module):
 def _train_first_stage(
     out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
 ) -> dict[str, Any]:
-    """L1 + image gradients at three scales + codebook, and from step `gan_from` on the adaptive hinge GAN of VQGAN."""
+    """L1 + image gradients at three scales + codebook, and late the adaptive hinge GAN of VQGAN.
+
+    Most steps see crops (the network is convolutional), the last ones whole images, to which the middle attention adapts. The
+    first steps also pull the latents towards a thumbnail of the image, so that colour is kept from the start.
+    """
     o = _FIRST
-    steps = steps or int(o["steps"])
+    steps = steps or o["steps"]
     data = _pixels(images)
     torch.manual_seed(0)
     params = CONFIG["first_stage_config"]["params"]
@@ -128,25 +143,34 @@ def _train_first_stage(
     opt_g = torch.optim.Adam(model.parameters(), lr=o["rate"], betas=(0.5, 0.9))
     opt_d = torch.optim.Adam(disc.parameters(), lr=o["rate"] / 3, betas=(0.5, 0.9))
 
+    def batch_of(k: int, count: int, side: int) -> Tensor:
+        return _crops(_batch(data, training.batch_seeds(k, count, images), device), side, training.step_generator(k))
+
     def step(k: int) -> dict[str, Tensor | float]:
-        batch = _batch(data, training.batch_seeds(k, int(o["batch"]), images), device)
+        whole = k >= o["whole_from"] * steps
+        batch = batch_of(k, o["batch"] // 3, RESOLUTION) if whole else batch_of(k, o["batch"], o["crop"])
         training.set_rate(opt_g, training.cosine_rate(k, steps, o["rate"]))
         training.set_rate(opt_d, training.cosine_rate(k, steps, o["rate"] / 3))
+        losses: dict[str, Tensor | float] = {}
         with training.autocast(device):
-            z = model.encode(batch)
             if k == o["codes_from"]:
-                model.quantize.init_from(z.detach(), training.step_generator(k))
+                with torch.no_grad():
+                    model.quantize.init_from(model.encode(batch_of(k, 20 * o["batch"], o["crop"])), training.step_generator(k))
+            z = model.encode(batch).float()
             if k < o["codes_from"]:
-                decoded, quant_loss = model.decode(z, force_not_quantize=True), z.float().square().mean() * 1e-3
+                decoded, quant_loss = model.decode(z, force_not_quantize=True), z.new_zeros(())
             else:
-                z_q, quant_loss, indices = model.quantize(z.float())
+                z_q, quant_loss, indices = model.quantize(z)
                 decoded = model.decoder(model.post_quant_conv(z_q))
                 usage.update(indices)
         decoded = decoded.float()
         l1 = F.l1_loss(decoded, batch)
         reconstruction = l1 + gradient_l1(decoded, batch)
-        loss, losses = reconstruction + quant_loss, {"l1": l1, "codebook": quant_loss}
-        gan = k >= o["gan_from"]
+        loss = reconstruction + quant_loss
+        losses |= {"l1": l1, "codebook": quant_loss}
+        if k < o["guide_until"]:
+            loss = loss + F.mse_loss(z, 2.5 * F.avg_pool2d(batch, model.factor))
+        gan = k >= o["gan_from"] * steps
         if gan:
             adversarial = -disc(decoded).mean()
             weight = adaptive_weight(reconstruction, adversarial, model.last_layer)
@@ -160,9 +184,8 @@ def _train_first_stage(
             d_loss.backward()
             opt_d.step()
             losses["disc"] = d_loss
-        if o["codes_from"] < k < o["revive_until"] and k % 100 == 0:
-            dead = usage.count > 0.5
-            model.quantize.revive(z.detach(), dead, training.step_generator(k))
+        if o["codes_from"] < k < o["revive_until"] * steps and k % 100 == 0:
+            model.quantize.revive(z.detach(), usage.count > 0.5, training.step_generator(k))
             usage.count.clamp_(min=1.0)
         return losses
 
