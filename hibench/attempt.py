@@ -35,13 +35,9 @@ class Attempt:
 
     def open(self) -> Path:
         """The staging folder, with what an earlier attempt has left in it."""
-        id = self.task.id
-        if self.store.cell(id).exists():
-            folder = self.store.reopen(id)
-            if (read_json(folder / "previous.json").get("quality") or {}).get("missing"):      # made without some extractor
-                for shard in folder.glob("shard-*.npz"):
-                    shard.unlink()
-        return self.store.staging(id)
+        if self.store.cell(self.task.id).exists():
+            self.store.reopen(self.task.id)
+        return self.store.staging(self.task.id)
 
     # -- speed ---------------------------------------------------------------------------------------------------------
 
@@ -94,13 +90,18 @@ class Attempt:
 
     def quality(self) -> Verdict | dict[str, Any]:
         """Make the shards that are not there and score them: the record, or the verdict on what went wrong."""
-        from hibench.worker import shard_is_whole, shard_path
+        from hibench.worker import shard_lacks, shard_path
 
         folder, shards = self.open(), shards_of(self.task)
-        missing = [shard for shard in shards if not shard_is_whole(shard_path(folder, *shard), *shard)]
-        if missing:
-            verdict = self._work({"task": "quality", "shards": shards}, "quality", f"{sum(n for _, n in missing)} samples",
-                                 lambda: all(shard_is_whole(shard_path(folder, *shard), *shard) for shard in missing))
+
+        def lacking() -> list[set[str] | None]:
+            return [shard_lacks(shard_path(folder, *shard), *shard) for shard in shards]
+
+        before = lacking()                                     # None: not there; else the extractors that it was made without
+        samples = sum(count for (_, count), lack in zip(shards, before) if lack is None)
+        doing = f"{samples} samples" if samples else "features of extractors that were missing"
+        if any(lack != set() for lack in before):
+            verdict = self._work({"task": "quality", "shards": shards}, "quality", doing, lambda: None not in lacking())
             if verdict is not None:
                 return verdict
         scored = folder / "quality.json"

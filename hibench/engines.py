@@ -168,10 +168,6 @@ def die_with_parent() -> None:
 
 def gpu_of(device: str) -> Any:
     """The GPU (hibench.gpu.Gpu) behind `cuda` or `cuda:N`; None for a CPU, or where NVML does not answer."""
-    if not device.startswith("cuda"):
-        return None
     from hibench.gpu import open_gpu
 
-    number = int(device.partition(":")[2] or 0)
-    visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-    return open_gpu(visible[number] if number < len(visible) else str(number))
+    return open_gpu(index=int(device.partition(":")[2] or 0)) if device.startswith("cuda") else None

@@ -86,7 +86,7 @@ class Store:
 
         cells/3f/3f9a…/{record.json, log.txt, samples/, …}     finished, whatever the outcome; appears by one rename
         work/3f9a…/                                           being measured; resumed from there
-        runs/20261121T100000Z.json                            which sweeps asked for which cells
+        runs/20261121T100000.000000Z.json                      which sweeps asked for which cells
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -184,12 +184,8 @@ class Store:
     # -- manifests -----------------------------------------------------------------------------------------------------
 
     def write_manifest(self, manifest: dict[str, Any]) -> Path:
-        """Store what a run was asked for, under the time of its end; a second one in the same second gets a suffix."""
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        path, number = self.runs / f"{stamp}.json", 1
-        while path.exists():
-            number += 1
-            path = self.runs / f"{stamp}-{number}.json"
+        """Store what a run was asked for under the time of its end; names sort by time."""
+        path = self.runs / f"{datetime.now(timezone.utc).strftime('%Y%m%dT%H%M%S.%fZ')}.json"
         write_json(path, manifest)
         return path
 
