@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hibench.references import scenes
+from hibench.weights import cache_directory
 
 __all__ = ["TRAINING_SEED", "cache_directory", "rendered"]
 
 TRAINING_SEED = 10**9  # training uses seeds from here on; samples and references use smaller ones
 _CHUNK = 500
-
-
-def cache_directory() -> Path:
-    """Where hibench keeps what it can make again: $HIBENCH_CACHE, else ~/.cache/hibench."""
-    return Path(os.environ.get("HIBENCH_CACHE") or Path.home() / ".cache" / "hibench")
 
 
 def rendered(

@@ -21,7 +21,7 @@ from PIL import Image
 from hibench.metrics import frechet
 
 pytestmark = pytest.mark.perf
-IMAGES = 48
+IMAGES = 32
 
 
 @pytest.fixture(scope="module")
