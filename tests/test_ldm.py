@@ -440,7 +440,8 @@ def test_classes_that_old_lightning_files_name_are_harmless(tmp_path: Path, monk
     with monkeypatch.context() as patch:
         for part in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
             patch.setitem(sys.modules, part, module)
-        torch.save({"callbacks": {module.ModelCheckpoint: {"best": 1}}, "state_dict": {"w": torch.ones(2)}}, tmp_path / "old.ckpt")
+        saved = {"callbacks": {module.ModelCheckpoint: {"best": 1}}, "state_dict": {"w": torch.ones(2)}}
+        torch.save(saved, tmp_path / "old.ckpt")
     assert name not in sys.modules
     assert checkpoint.read_state_dict(tmp_path / "old.ckpt")["w"].tolist() == [1, 1]
 
