@@ -1,4 +1,4 @@
-"""CLIP and DINOv2 extractors on small random networks of the same architecture: preprocessing, loading, text, missing weights."""
+"""CLIP, DINOv2 and VGG16 extractors on random networks: preprocessing, loading, text, wrong files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_clip_file_of_another_network_is_refused(small_clip: tuple[Path, torch
     state = torch.load(path, weights_only=True)
     del state["visual.proj"]
     torch.save(state, path)
-    with pytest.raises(MissingWeights, match="wrong keys: 1 of .* tensors are missing, e.g. 'visual.proj'"):
+    with pytest.raises(MissingWeights, match=r"wrong keys: 1 of .* tensors are missing, e.g. 'visual.proj'"):
         get_extractor("clip-vit-b-32", "cpu", str(path))
 
 
