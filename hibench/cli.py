@@ -330,6 +330,7 @@ def train(
     steps: Annotated[int | None, Option("--steps", min=1, help="Instead of the method's own number.")] = None,
     stage: Annotated[str | None, Option("--stage", help="One stage only, where a method has several.")] = None,
     resume: Annotated[bool, Option("--resume/--no-resume", help="Go on from a checkpoint in OUT.")] = True,
+    max_seconds: Annotated[float | None, Option("--max-seconds", min=0, help="Stop then; a later call goes on.")] = None,
     device: Device = "auto",
 ) -> None:
     """Train a method's reference weights on scenes.
@@ -343,7 +344,8 @@ def train(
     from hibench.job import resolve_device
 
     target = out or Path("runs") / name
-    asked = {key: value for key, value in (("steps", steps), ("stage", stage)) if value is not None}
+    choices = {"steps": steps, "stage": stage, "max_seconds": max_seconds}
+    asked = {key: value for key, value in choices.items() if value is not None}
     function(target, device=resolve_device(device), resume=resume, **asked)
     print(f"{name}: weights in {target}")
 
@@ -380,6 +382,36 @@ def check(
     return run_check(first, second, baseline=baseline, only=_words(only), tolerance=_words(tolerance), strict=strict,
                      as_json=as_json, everything=everything, junit=junit, summary=summary, github=github, history=history,
                      update_baseline=update_baseline, reason=reason)
+
+
+@app.command()
+@verb
+def compare(
+    spec: SpecFile = Path("benchmarks.yaml"),
+    base: Annotated[str | None, Option("--base", metavar="REV", help=(
+        "A git revision, a folder that holds the package hibench, or a Python interpreter."))] = None,
+    head: Annotated[str | None, Option("--head", metavar="REV", help="The same; without: the code that is running.")] = None,
+    base_spec: Annotated[Path | None, Option("--base-spec", metavar="FILE", help="Another benchmark file for base.")] = None,
+    out: Annotated[Path, Option("--out", help="Gets base/ and head/.")] = Path("compared"),
+    only: Only = None,
+    set_: Set = None,
+    pairs: Annotated[int, Option("--pairs", help="At most so many pairs of processes per cell.")] = 9,
+    device: Annotated[str | None, Option("--device", metavar=DEVICE, help="Instead of the file's.")] = None,
+    progress: Annotated[str, Option("--progress", metavar="plain|none")] = "plain",
+) -> int:
+    """Measure two revisions of the code, or two benchmark files, side by side; `hibench check OUT` gives the verdict.
+
+    \b
+      hibench compare benchmarks.yaml --base main
+      hibench compare benchmarks.yaml --base v0.1.0 --head main --only ldm --out compared
+      hibench compare new.yaml --base-spec old.yaml
+    """
+    _check_choice("--progress", progress, ("auto", "plain", "none"))
+    _check_device(device or "auto")
+    from hibench.compare import run_compare
+
+    return run_compare(spec, base=base, head=head, base_spec=base_spec, out=out, only=_words(only), overrides=set_ or (),
+                       pairs=pairs, device=device, progress=progress)
 
 
 # -- what the verbs share --------------------------------------------------------------------------------------------
