@@ -137,7 +137,7 @@ class Attempt:
         cell, folder = self.task.cell, self.store.staging(self.task.id)
         log, path = folder / "log.txt", folder / f"job-{name}.json"
         write_json(path, {"replicate": 0, "shards": [], **job, "cell": cell.to_json(), "out": str(folder),
-                          "cache": str(self.cache) if self.cache else None, "parent": worker_identity()})
+                          "cache": str(self.cache) if self.cache else None, "parent": worker_identity()}, durable=False)
         (folder / "status.json").unlink(missing_ok=True)
         gpu = gpu_of(cell.device) if cell.kind == "speed" else None
         end = self.engine.run(path, log, timeout_s=cell.timeout_s, gpu=gpu, tick=self._ticker(job, doing))
@@ -196,7 +196,8 @@ def times(folder: Path) -> dict[str, Any]:
 
 def _add_time(folder: Path, wall_s: float) -> None:
     seen = times(folder)
-    write_json(folder / "session.json", {"started_at": seen["started_at"], "wall_s": (seen["wall_s"] or 0.0) + wall_s})
+    write_json(folder / "session.json", {"started_at": seen["started_at"], "wall_s": (seen["wall_s"] or 0.0) + wall_s},
+               durable=False)
 
 
 def _is_ok(path: Path) -> bool:
@@ -217,7 +218,7 @@ def _complete(path: Path, end: Exit) -> None:
         flags.append({"name": "unclean_exit", "text": "the process measured everything, and then did not end as it should "
                       f"(return code {end.returncode}); log.txt tells more"})
     process["flags"], said["wall_s"] = flags, end.wall_s
-    write_json(path, said)
+    write_json(path, said, durable=False)                      # after a power cut a broken one is measured again
 
 
 def _quality_flags(quality: dict[str, Any]) -> list[dict[str, str]]:

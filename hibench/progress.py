@@ -6,7 +6,7 @@ import shutil
 import statistics
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +15,7 @@ from hibench.cells import Cell
 
 __all__ = ["Estimate", "Progress", "cell_text", "duration", "outcome_text", "status_table"]
 
+REMEMBERED = 32                                                # cells per method and kind that an estimate looks at
 FIRST_S = 3.0                                                  # what a cell costs however small it is: process, imports, load
 
 
@@ -23,7 +24,7 @@ class Estimate:
 
     def __init__(self, records: Iterable[dict[str, Any]] = ()) -> None:
         self.known: dict[str, float] = {}
-        self.rows: list[tuple[str, str, float, float]] = []    # method, kind, work, seconds
+        self.rows: dict[tuple[str, str], deque[tuple[float, float]]] = {}      # (method, kind) -> the last (work, seconds)
         for record in records:
             self.add(record)
 
@@ -33,23 +34,24 @@ class Estimate:
         if record["status"] == "ok" and wall_s:
             self.known[record["key"]] = wall_s
             work = _work(axes["height"], axes["width"], axes.get("steps"), record["kind"], record.get("settings") or {})
-            self.rows.append((record["method"]["name"], record["kind"], work, wall_s))
+            self._note(record["method"]["name"], record["kind"], work, wall_s)
+
+    def learn(self, cell: Cell, seconds: float) -> None:
+        """Note what a cell will take in all, told by a part of it."""
+        self._note(cell.method, cell.kind, _work(cell.height, cell.width, cell.steps, cell.kind, cell.settings), seconds)
+        self.known.setdefault(cell.key, seconds)
+
+    def _note(self, method: str, kind: str, work: float, seconds: float) -> None:
+        for name in (method, ""):                              # "": any method
+            self.rows.setdefault((name, kind), deque(maxlen=REMEMBERED)).append((work, seconds))
 
     def cell(self, cell: Cell) -> float | None:
         """Seconds for one cell, None = nothing comparable was ever measured."""
         if cell.key in self.known:
             return self.known[cell.key]
         work = _work(cell.height, cell.width, cell.steps, cell.kind, cell.settings)
-        for same in ([r for r in self.rows if r[:2] == (cell.method, cell.kind)], [r for r in self.rows if r[1] == cell.kind]):
-            if same:
-                return statistics.median(max(FIRST_S, FIRST_S + (wall - FIRST_S) * work / other) for _, _, other, wall in same)
-        return None
-
-    def learn(self, cell: Cell, seconds: float) -> None:
-        """Note what a cell will take in all, told by a part of it."""
-        work = _work(cell.height, cell.width, cell.steps, cell.kind, cell.settings)
-        self.rows.append((cell.method, cell.kind, work, seconds))
-        self.known.setdefault(cell.key, seconds)
+        rows = self.rows.get((cell.method, cell.kind)) or self.rows.get(("", cell.kind)) or ()
+        return statistics.median(FIRST_S + max(0.0, wall - FIRST_S) * work / other for other, wall in rows) if rows else None
 
     def total(self, parts: Sequence[tuple[Cell, float]]) -> float | None:
         """Seconds for shares (0 to 1) of cells; unknown cells count like the mean of the others; None = nothing is known."""

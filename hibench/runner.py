@@ -103,6 +103,7 @@ class Run:
     fresh: set[str] = field(default_factory=set)                               # ids that this run has finished
     shares: dict[str, float] = field(default_factory=dict)                     # by id: how much of a speed cell is left
     estimate: Estimate = field(default_factory=Estimate)
+    left_s: float | None = None                                                # as of the last process that ended
 
     def __post_init__(self) -> None:
         self.tasks = list({task.id: task for task in self.tasks}.values())
@@ -128,8 +129,7 @@ class Run:
                 if self._ran_out_here(self.records.get(task.id)):
                     self._infer(task)
             self.speed([t for t in todo if t.cell.kind == "speed" and t.id not in self.records])
-            for task in [t for t in todo if t.cell.kind == "drift" and t.id not in self.records]:
-                self._close(task, self._attempt(task).drift())
+            self.drift([t for t in todo if t.cell.kind == "drift" and t.id not in self.records])
             self.quality([t for t in todo if t.cell.kind == "quality" and t.id not in self.records])
         except _Stop:
             self.progress.say("stopped at the first failure (--fail-fast); run again without it for the other cells")
@@ -153,8 +153,8 @@ class Run:
         status, verdict, failure = record["status"], task.verdict, record.get("failure") or {}
         if verdict is not None:                                # known without running: told anew only if it has changed
             return status != "ok" and (status, record.get("reason")) != (verdict.status, verdict.reason)
-        if status in ("skip", "missing"):
-            return True                                        # what it lacked may be there now
+        if status == "missing" or (status == "skip" and record.get("wall_s") is None):
+            return True                                        # what it lacked may be there now; a worker's own skip stays
         if status == "died" and failure.get("signal") in OUTSIDE and failure.get("attempts", 1) < OUTSIDE_ATTEMPTS:
             return True
         if record.get("inferred_from") and not self.options.infer_oom:
@@ -191,15 +191,21 @@ class Run:
 
     def _replicate(self, task: Task, replicate: int) -> None:
         """One process of a speed cell; after the last one the cell is finished."""
-        attempt, count = self._attempt(task), processes_of(task)
+        attempt, count = self.attempt(task), processes_of(task)
         outcome = attempt.replicate(replicate)
         if isinstance(outcome, Verdict):
             self.fail(task, outcome)
             return
         self.shares[task.id] = max(0.0, 1 - (replicate + 1) / count)
         self.estimate.learn(task.cell, outcome * count)
+        self.left_s = self._left()
         if attempt.enough(replicate + 1):
             self.finish(task, attempt.speed_record(replicate + 1))
+
+    def drift(self, tasks: list[Task]) -> None:
+        """Images of the fixed seeds, cell by cell."""
+        for task in tasks:
+            self._close(task, self.attempt(task).drift())
 
     def quality(self, tasks: list[Task]) -> None:
         """Quality cells in order, `jobs` of them side by side; what one shows may spare later ones."""
@@ -207,13 +213,13 @@ class Run:
         if jobs == 1:
             for task in tasks:
                 if task.id not in self.records:
-                    self._close(task, self._attempt(task).quality())
+                    self._close(task, self.attempt(task).quality())
             return
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 for start in range(0, len(tasks), jobs):
                     wave = [task for task in tasks[start:start + jobs] if task.id not in self.records]
-                    futures = {pool.submit(self._attempt(task).quality): task for task in wave}
+                    futures = {pool.submit(self.attempt(task).quality): task for task in wave}
                     for future in as_completed(futures):
                         self._close(futures[future], future.result())
             except BaseException:
@@ -226,7 +232,8 @@ class Run:
         else:
             self.finish(task, outcome)
 
-    def _attempt(self, task: Task) -> Attempt:
+    def attempt(self, task: Task) -> Attempt:
+        """A task with the folder, engine and messages of this run."""
         return Attempt(task, self.store, self.engine, self.env, self.progress.say, self._show if self.progress.live else None,
                        self.options.cache, self.options.cool_down_s)
 
@@ -234,7 +241,7 @@ class Run:
 
     def fail(self, task: Task, verdict: Verdict) -> None:
         """Publish a failure, and what follows from it for other cells."""
-        folder = self._attempt(task).open()
+        folder = self.attempt(task).open()
         if verdict.status == "died" and verdict.failure is not None:
             before = read_json(folder / "previous.json")
             verdict.failure["attempts"] = 1 + ((before.get("failure") or {}).get("attempts") or 0)
@@ -248,7 +255,7 @@ class Run:
 
     def finish(self, task: Task, record: dict[str, Any]) -> None:
         """Publish a record, show it, and stop at a failure under --fail-fast."""
-        folder = self._attempt(task).open()
+        folder = self.attempt(task).open()
         patterns = [".*.tmp", "job-*.json", "session.json", "status.json", "previous.json"]
         patterns += ["speed-*.json", "quality.json"] if record["status"] == "ok" else []       # they are in the record
         for leftover in [path for pattern in patterns for path in folder.glob(pattern)]:
@@ -257,7 +264,8 @@ class Run:
         self.records[task.id] = record
         self.fresh.add(task.id)
         self.estimate.add(record)
-        self.progress.finished(record, self._left(), None if record["status"] in GOOD or not log.exists() else log)
+        self.left_s = self._left()
+        self.progress.finished(record, self.left_s, None if record["status"] in GOOD or not log.exists() else log)
         if self.options.fail_fast and record["status"] not in GOOD:
             raise _Stop
 
@@ -287,8 +295,8 @@ class Run:
         self.progress.say(f"{len(todo)} cells to run{before}{about}; results in {self.progress.path(self.store.root)}")
 
     def _show(self, text: str) -> None:
-        left = self._left()
-        self.progress.doing(f"[{self.progress.done}/{self.progress.total}{f', ~{duration(left)} left' if left else ''}] {text}")
+        left = f", ~{duration(self.left_s)} left" if self.left_s else ""
+        self.progress.doing(f"[{self.progress.done}/{self.progress.total}{left}] {text}")
 
     def _left(self) -> float | None:
         """Seconds that the unfinished cells will take."""
@@ -407,9 +415,12 @@ def _interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    mine = [number for number, handler in before.items() if handler != signal.SIG_IGN]       # nohup: SIGHUP stays ignored
+    for number in mine:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in mine:
+            signal.signal(number, before[number] or signal.SIG_DFL)

@@ -57,17 +57,19 @@ def clean_errors(doing: str) -> Iterator[None]:
                            "what was measured so far is kept: make room or choose another --out, and run again") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is either there and whole or not there, also after a power cut."""
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """Write a JSON file that is either there and whole or not there; `durable`: also after a power cut (some 20 ms)."""
     aside = path.with_name(f".{path.name}.tmp")
     with clean_errors(f"write {path}"):
         with aside.open("w", encoding="utf-8") as file:
             json.dump(finite(value), file, indent=1, allow_nan=False)
             file.write("\n")
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -148,6 +148,22 @@ def test_missing_weights_are_found_once_per_method(faults):
     assert sum(started) == 2                                   # one process in each of the two runs
 
 
+def test_a_hangup_is_ignored_where_it_was_ignored_before(tmp_path):
+    """`nohup hibench run ...` goes on when the terminal is closed."""
+    def hang_up(cell):
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        text = fake_text("a: {}", "measure: [speed], resolution: [8]")
+        assert bench(tmp_path, text, engine=Fake(fail=hang_up))[0] == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert bench(tmp_path, text, engine=Fake(fail=hang_up), out="other")[0] == 130
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
 def test_a_second_run_repeats_nothing_but_what_may_have_changed(faults):
     folder, found, _, (code, printed), before, *_ = faults
     assert code == 3
@@ -232,6 +248,30 @@ def test_a_worker_killed_in_a_quality_cell_is_resumed_to_the_same_results(tmp_pa
     same_results(tmp_path, "results", "undisturbed")
     code, printed = bench(tmp_path, text)
     assert (code, printed.strip()) == (0, f"nothing to do: 2 cells already measured in {tmp_path / 'results'}")
+
+
+def test_a_method_killed_while_it_generates_ends_with_the_same_images(tmp_path):
+    """The same with the real worker: features and samples are those of a run that nobody has disturbed."""
+    options = f"{{marker: '{tmp_path / 'marker'}', seeds: '{tmp_path / 'seeds'}'}}"
+    text = (f"methods: {{k: {{adapter: '{HERE / 'runner_adapters.py'}:KilledOnce', options: {options}}}}}\n{SETTINGS}"
+            "sweeps: {s: {methods: [k], measure: [quality], resolution: [[16, 24]], steps: [3]}}\n")
+    engine, key = ForkEngine(), "k/quality/16x24/steps=3"
+
+    def made() -> list[int]:
+        seeds = [int(seed) for seed in (tmp_path / "seeds").read_text().split()]
+        (tmp_path / "seeds").unlink()
+        return seeds
+
+    assert bench(tmp_path, text, engine=engine)[0] == 3
+    assert (records(tmp_path)[key]["status"], made()) == ("died", [0, 1, 2, 3, 4, 5])
+    assert bench(tmp_path, text, engine=engine)[0] == 0
+    assert made() == [4, 5, 6, 7, 8, 9]                        # the shard that was whole is not made again
+    assert bench(tmp_path, text, engine=engine, out="undisturbed")[0] == 0
+    assert made() == list(range(10))
+    same_results(tmp_path, "results", "undisturbed")
+    folders = [folder_of(tmp_path, records(tmp_path, out)[key], out) for out in ("results", "undisturbed")]
+    for name in ("0.png", "1.png"):
+        assert (folders[0] / "samples" / name).read_bytes() == (folders[1] / "samples" / name).read_bytes()
 
 
 def test_a_cell_that_is_killed_again_and_again_waits_for_retry(tmp_path):
