@@ -16,7 +16,7 @@ from hibench.sides import Side, differences
 from hibench.spec import Tolerance
 from hibench.verdicts import LOST, NEW, Report, Row
 
-__all__ = ["DEFAULTS", "INTERLEAVED", "SESSIONS", "STORED", "check_sides", "family_of"]
+__all__ = ["DEFAULTS", "INTERLEAVED", "SESSIONS", "STORED", "check_sides", "family_of", "open_numbers"]
 
 INTERLEAVED, SESSIONS, STORED = "interleaved", "sessions", "stored"     # how base and head were measured
 DEFAULTS = {"latency": Tolerance(0.05, True), "vram": Tolerance(0.01, True), "memory": Tolerance(0.01, True),
@@ -128,6 +128,21 @@ def _process_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
             yield replace(row, verdict=UNSURE, text="not compared: the hardware differs")
         else:
             yield _judged(row, base, head, old, new, _scaled(limit, statistics.median(old), name), pairing)
+
+
+def open_numbers(base: dict[str, Any], head: dict[str, Any], tolerance: Mapping[str, Tolerance], rule: PairRule) -> list[str]:
+    """The gated per-process numbers of two interleaved speed records that need more pairs."""
+    found = []
+    for name, (_, of) in PER_PROCESS.items():
+        old, new, limit = _processes(base, of), _processes(head, of), tolerance.get(name)
+        if limit is None or not _usable(old) or not _usable(new):
+            continue
+        if name == "memory" and _peak_source(base) != "rss-over-idle":
+            continue
+        here = replace(rule, tolerance=_scaled(limit, statistics.median(old), name))
+        if gate.judge_pairs(list(zip(old, new)), here) is None:
+            found.append(name)
+    return found
 
 
 def _scaled(limit: Tolerance, base: float, name: str) -> float:

@@ -31,7 +31,8 @@ def speed(method="ldm", resolution=64, factor=1.0, memory=1.0, seed=0, n=5, hard
         process["latency_s"] = [x * factor * (1 + rng.gauss(0, 0.005)) for x in [part["latency_p50_s"]] * 5]
         process["peak_rss_bytes"] = process["idle_rss_bytes"] + round(300 * 2**20 * memory * (1 + rng.gauss(0, 0.0005)))
         processes.append(process)
-    part.update(processes=processes, latency_p50_s=part["latency_p50_s"] * factor, peak_bytes=round(part["peak_bytes"] * memory))
+    part.update(processes=processes, latency_p50_s=part["latency_p50_s"] * factor)
+    part["peak_bytes"] = round(part["peak_bytes"] * memory)
     part.update({name: value for name, value in changes.items() if name in part})
     made.update({name: value for name, value in changes.items() if name in made and name not in part})
     return made
