@@ -159,7 +159,7 @@ class Attempt:
         if show is None:
             return None
         start, folder = time.monotonic(), self.store.staging(self.task.id)
-        shards = [folder / f"shard-{first}-{count}.npz" for first, count in job.get("shards", ())]
+        shards = [folder / f"shard-{first}-{count}.npz" for first, count in job.get("shards", ()) if job["task"] == "quality"]
 
         def tick() -> None:
             part = f", shard {sum(map(Path.exists, shards))} of {len(shards)}" if len(shards) > 1 else ""

@@ -97,6 +97,7 @@ class Progress:
 
     def finished(self, record: dict[str, Any], left_s: float | None, log: Path | None = None) -> None:
         """The line of one finished cell; a failure also names its log."""
+        self.close()                                           # what was going on is over
         self.done += 1
         left = "" if left_s is None or self.done >= self.total else f", ~{duration(left_s)} left"
         line = f"{record['status']:<8}{cell_text(record)}   {outcome_text(record)}   [{self.done}/{self.total}{left}]"
