@@ -149,3 +149,4 @@ def test_rendered_ahead_equals_rendered_now_and_resumes(tmp_path: object, monkey
     images = rendered(7, 16, 100, tmp_path, lambda done, count: calls.append(done))  # type: ignore[arg-type]
     assert calls == [6, 7]
     assert np.array_equal(images, scenes.render(range(100, 107), 16).numpy())
+    assert np.array_equal(rendered(4, 16, 100, tmp_path, stop), images[:4])             # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,12 @@ def rendered(
     """
     folder = (cache or cache_directory()) / "scenes" / scenes.digest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{first_seed}+{count}@{resolution}.u8"
+    path = next(
+        (found for found, done in _files(folder, first_seed, resolution) if done >= count),
+        folder / f"{first_seed}+{count}@{resolution}.u8",
+    )
     mark = path.with_suffix(".done")
+    total = int(path.stem.partition("+")[2].partition("@")[0])
     done = int(mark.read_text()) if mark.exists() and path.exists() else 0
     if done < count:
         mode = "r+" if path.exists() and path.stat().st_size == count * 3 * resolution**2 else "w+"
@@ -45,4 +49,11 @@ def rendered(
             done = end
             if progress:
                 progress(done, count)
-    return np.memmap(path, np.uint8, "r", shape=(count, 3, resolution, resolution))
+    return np.memmap(path, np.uint8, "r", shape=(total, 3, resolution, resolution))[:count]
+
+
+def _files(folder: Path, first_seed: int, resolution: int) -> Iterator[tuple[Path, int]]:
+    """Files of these scenes that are there, and how many images of each are rendered."""
+    for path in sorted(folder.glob(f"{first_seed}+*@{resolution}.u8")):
+        mark = path.with_suffix(".done")
+        yield path, int(mark.read_text()) if mark.exists() else 0

@@ -23,6 +23,7 @@ WEIGHTS = FOLDER / "weights.safetensors"
 INPUT_SIZE = 64  # every image is box-filtered to this many pixels per side
 EMBED_DIM = 128
 CONTEXT = 32
+CLASS_PROMPTS = tuple(f"a {colour} {shape}" for shape in scenes.SHAPES for colour in scenes.COLOURS)
 _START, _END = 1, 63  # the end token has the largest id: open_clip pools the text there
 
 
@@ -134,20 +135,10 @@ class ScenesClip:
             return scale * F.normalize(embed.to(self.classes), dim=-1) @ self.classes.T
 
     def class_embeddings(self) -> "torch.Tensor":
-        """One unit vector per class [64, 128]: the mean over sizes, places and grounds of its prompts' unit embeddings."""
-        import torch
+        """One unit vector per class [64, 128], of its short caption."""
         import torch.nn.functional as F
 
-        frames = [(size, place, ground) for size in scenes.SIZES for place in scenes.POSITIONS for ground in scenes.GROUNDS]
-        rows = []
-        for shape in scenes.SHAPES:
-            for colour in scenes.COLOURS:
-                prompts = [
-                    f"a {size} {colour} {shape} {'in' if place == 'centre' else 'at'} the {place} on {ground}"
-                    for size, place, ground in frames
-                ]
-                rows.append(F.normalize(self.encode_text(prompts), dim=-1).mean(0))
-        return F.normalize(torch.stack(rows), dim=-1)
+        return F.normalize(self.encode_text(CLASS_PROMPTS), dim=-1)
 
 
 def load(device: "str | torch.device" = "cpu", weights: Path | None = None) -> ScenesClip:

@@ -64,10 +64,10 @@ CONFIG: dict[str, Any] = {  # official yaml structure; the T0 size of the mechan
     },
 }
 _FIRST: dict[str, Any] = {
-    "steps": 6000, "batch": 12, "crop": 32, "whole_from": 0.9, "rate": 1e-3, "guide_until": 400, "codes_from": 300,
+    "steps": 6000, "batch": 12, "crop": 32, "whole_from": 0.7, "rate": 1e-3, "guide_until": 400, "codes_from": 300,
     "revive_until": 0.5, "gan_from": 0.6, "gan_weight": 0.2,
 }
-_UNET = {"steps": 6_000, "batch": 32, "rate": 6e-4, "ema": 0.999}
+_UNET: dict[str, Any] = {"steps": 6000, "images": 25_000, "batch": 32, "rate": 6e-4, "ema": 0.999}
 
 
 def train(
@@ -127,7 +127,7 @@ class _Usage(nn.Module):
 def _train_first_stage(
     out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
 ) -> dict[str, Any]:
-    """L1 + image gradients at three scales + codebook, and late the adaptive hinge GAN of VQGAN.
+    """3·L1 + image gradients at three scales + codebook, and late the adaptive hinge GAN of VQGAN.
 
     Most steps see crops (the network is convolutional), the last ones whole images, to which the middle attention adapts. The
     first steps also pull the latents towards a thumbnail of the image, so that colour is kept from the start.
@@ -165,7 +165,7 @@ def _train_first_stage(
                 usage.update(indices)
         decoded = decoded.float()
         l1 = F.l1_loss(decoded, batch)
-        reconstruction = l1 + gradient_l1(decoded, batch)
+        reconstruction = 3 * l1 + gradient_l1(decoded, batch)
         loss = reconstruction + quant_loss
         losses |= {"l1": l1, "codebook": quant_loss}
         if k < o["guide_until"]:
@@ -228,6 +228,7 @@ def _train_unet(
             f"train ldm: no first stage at {out}; train it with: hibench train ldm --stage first-stage --out {out}"
         )
     config = json.loads((out / "config.json").read_text())
+    images = min(images, o["images"])
     latents = _latents(out, config, images, device)
     torch.manual_seed(1)
     unet = UNet.from_config(config["unet_config"]["params"]).to(device).train()
