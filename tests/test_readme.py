@@ -23,7 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hibench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "hibench.cli", *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "hibench.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def test_the_shown_method_keeps_the_contract(folder: Path) -> None:
@@ -47,7 +48,8 @@ def test_the_shown_method_runs_in_a_sweep(folder: Path) -> None:
 
 def test_the_shown_benchmark_file_is_valid(folder: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (folder / "shown.yaml").write_text(text.replace("${PHOTOS}", str(folder)).replace("./my_method.py:MyMethod", "./waves.py:Waves"))
+    text = text.replace("${PHOTOS}", str(folder)).replace("./my_method.py:MyMethod", "./waves.py:Waves")
+    (folder / "shown.yaml").write_text(text)
     done = hibench(folder, "list", "cells", "shown.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mine/quality/96x160/steps=50" in done.stdout

@@ -111,7 +111,7 @@ def _wrong(s: scenes.Scene, attribute: str, pick: int) -> str:
     vocabulary = {"shape": scenes.SHAPES, "colour": scenes.COLOURS, "size": scenes.SIZES, "material": scenes.MATERIALS}
     words = vocabulary[attribute]
     value = words[(words.index(getattr(s.objects[0], attribute)) + 1 + pick % (len(words) - 1)) % len(words)]
-    changed = dataclasses.replace(s.objects[0], **{attribute: value})
+    changed = dataclasses.replace(s.objects[0], **{attribute: value})  # type: ignore[arg-type]
     return scenes.describe((changed, *s.objects[1:]), s.ground)
 
 
