@@ -188,7 +188,8 @@ def _ask(side: Revision, spec: Path, work: Path, asked: dict[str, Any]) -> dict[
     out = work / "plan.json"
     out.unlink(missing_ok=True)
     question = json.dumps({**asked, "spec": str(spec), "out": str(out.absolute())})
-    done = subprocess.run([side.python, "-c", side.first + PLAN, question], capture_output=True, text=True, check=False, cwd=work)
+    command = [side.python, "-c", side.first + PLAN, question]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work)
     try:
         said: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         out.unlink()
