@@ -31,6 +31,7 @@ __all__ = [
     "Extractors",
     "count_bad",
     "describe",
+    "fit_paths",
     "get_extractor",
     "open_extractors",
     "reference_features",
@@ -127,10 +128,18 @@ def _own_extractor(name: str, device: str, weights: str | None) -> Extractor:
 
 
 class Extractors:
-    """The extractors that a set of metrics needs, opened once; what could not be opened stands in `missing` with its reason."""
+    """The extractors that a set of metrics needs, opened once; what could not be opened stands in `missing` with its reason,
+    and in `inapplicable` what has no meaning at this resolution."""
 
-    def __init__(self, opened: dict[str, Extractor], missing: dict[str, str], wanted: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        opened: dict[str, Extractor],
+        missing: dict[str, str],
+        wanted: Collection[str] | None = None,
+        inapplicable: dict[str, str] | None = None,
+    ) -> None:
         self.opened, self.missing, self.wanted = opened, missing, wanted
+        self.inapplicable = inapplicable or {}
 
     def __iter__(self) -> Iterator[Extractor]:
         return iter(self.opened.values())
@@ -155,14 +164,16 @@ def open_extractors(
 ) -> Extractors:
     """Open every extractor that `settings["metrics"]` need (`settings["extractor"]` is the default one), each once.
 
-    Missing weights are noted in `.missing`, not raised: the other metrics go on. `resolution` (height, width) is needed by the
+    Missing weights are noted in `.missing`, not raised: the other metrics go on (`.inapplicable`: crops larger than the image,
+    and the like). `resolution` (height, width) is needed by the
     weight-free descriptors alone; `weights` replaces the file of the default extractor. Raises SpecError for a wrong name.
     """
-    from hibench.metrics.plan import parse, requirements
+    from hibench.metrics.plan import Inapplicable, parse, requirements
 
     base: dict[str, Extractor] = {}
     opened: dict[str, Extractor] = {}
     missing: dict[str, str] = {}
+    inapplicable: dict[str, str] = {}
     wanted: set[str] = set()
     default = str(settings.get("extractor") or DEFAULT_EXTRACTOR)
 
@@ -180,6 +191,9 @@ def open_extractors(
             if need.key not in opened and need.key not in missing:
                 try:
                     made = need.build(network, resolution)
+                except Inapplicable as error:
+                    inapplicable[need.key] = str(error)
+                    continue
                 except HibenchError as error:
                     missing[need.key] = str(error)
                     continue
@@ -187,7 +201,7 @@ def open_extractors(
                     opened[need.key] = made
             if need.key in opened:
                 wanted |= {f"{opened[need.key].name}/{layer}" for layer in need.layers(opened[need.key])}
-    return Extractors(opened, missing, wanted)
+    return Extractors(opened, missing, wanted, inapplicable)
 
 
 def run(
@@ -290,6 +304,21 @@ def cache_key(reference: "Reference", extractor: Extractor, resolution: tuple[in
         "float32",
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def fit_paths(
+    reference: "Reference",
+    extractors: Iterable[Extractor],
+    resolution: tuple[int, int] | None = None,
+    cache: str | Path | None = None,
+) -> dict[str, Path]:
+    """Where the Gaussians fitted to a reference's features are kept, beside the features: {"NAME/layer": file}."""
+    folder = Path(cache or cache_directory()) / "features"
+    return {
+        f"{extractor.name}/{layer}": folder / f"{cache_key(reference, extractor, resolution)}.{layer}.fit.npz"
+        for extractor in extractors
+        for layer in extractor.outputs
+    }
 
 
 def reference_features(

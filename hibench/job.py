@@ -66,11 +66,9 @@ class CellJob:
         import_s = time.perf_counter() - started
         self.adapter = factory(weights=self.cell.get("weights", "reference"), options=dict(self.cell.get("options") or {}),
                                device=self.device, dtype=self.cell.get("dtype", "float32"))
-        reason = self.adapter.supports(self.axes)
-        if reason is None and self.sparsity > 0 and "sparsity" not in self.adapter.axes:
-            reason = f"{self.adapter.name} cannot skip coordinates: it has no axis 'sparsity'"
+        reason = self.unsupported()
         if reason is not None:
-            raise Skip(str(reason))
+            raise Skip(reason)
         self._prompts = read_prompts(self.cell.get("prompts"))
         return {"import_s": import_s}
 
@@ -88,32 +86,40 @@ class CellJob:
         self.phase = "generate"
         return (clock.now_ns() - started) / 1e9
 
-    def generate(self, seed: int, stage: Stage) -> torch.Tensor:
-        """One image, uint8 [3, H, W]."""
+    def unsupported(self, scale: int = 1) -> str | None:
+        """Why the method does not make the cell's images, or images `scale` times as high and wide; None = it does."""
+        axes = {**self.axes, "height": scale * self.height, "width": scale * self.width}
+        reason = self.adapter.supports(axes)
+        if reason is None and self.sparsity > 0 and "sparsity" not in self.adapter.axes:
+            reason = f"{self.adapter.name} cannot skip coordinates: it has no axis 'sparsity'"
+        return None if reason is None else str(reason)
+
+    def generate(self, seed: int, stage: Stage, scale: int = 1) -> torch.Tensor:
+        """One image, uint8 [3, scale · H, scale · W]."""
         if isinstance(stage, RecordingStage):
             self.stage = stage
         prompts = prompts_for(self._prompts, [seed], self.first_seed)
         image: torch.Tensor = self.adapter.generate(
-            (self.height, self.width), seed, steps=self.steps, sparsity=self.sparsity,
+            (scale * self.height, scale * self.width), seed, steps=self.steps, sparsity=self.sparsity,
             prompt=prompts[0] if prompts else None, stage=stage)
         return image
 
-    def generate_batch(self, seeds: Sequence[int]) -> torch.Tensor:
-        """Checked images, uint8 [B, 3, H, W]; one by one where the adapter makes no batches."""
+    def generate_batch(self, seeds: Sequence[int], scale: int = 1) -> torch.Tensor:
+        """Checked images, uint8 [B, 3, scale · H, scale · W]; one by one where the adapter makes no batches."""
         import torch
 
         if not callable(getattr(self.adapter, "generate_batch", None)):
-            return torch.stack([self._checked(self.generate(seed, stage)[None], 1, stage)[0]
+            return torch.stack([self._checked(self.generate(seed, stage, scale)[None], 1, stage, scale)[0]
                                 for seed in seeds for stage in [RecordingStage()]])
         self.stage = stage = RecordingStage()
         images = self.adapter.generate_batch(
-            (self.height, self.width), list(seeds), steps=self.steps, sparsity=self.sparsity,
+            (scale * self.height, scale * self.width), list(seeds), steps=self.steps, sparsity=self.sparsity,
             prompts=prompts_for(self._prompts, seeds, self.first_seed), stage=stage)
-        return self._checked(images, len(seeds), stage)
+        return self._checked(images, len(seeds), stage, scale)
 
-    def _checked(self, images: Any, count: int, stage: RecordingStage) -> torch.Tensor:
-        check_images(images, (count, 3, self.height, self.width), self.device)
-        self.check_trace(stage.finish())
+    def _checked(self, images: Any, count: int, stage: RecordingStage, scale: int) -> torch.Tensor:
+        check_images(images, (count, 3, scale * self.height, scale * self.width), self.device)
+        self.check_trace(stage.finish(), scale)
         checked: torch.Tensor = images
         return checked
 
@@ -122,10 +128,10 @@ class CellJob:
         check_images(image, (3, self.height, self.width), self.device)
         self.check_trace(trace)
 
-    def check_trace(self, trace: ImageTrace) -> None:
+    def check_trace(self, trace: ImageTrace, scale: int = 1) -> None:
         """Compare what was done with what was asked for."""
         check_effective(trace, axes=frozenset(self.adapter.axes), steps=self.steps, sparsity=self.sparsity,
-                        pixels=self.height * self.width)
+                        pixels=scale**2 * self.height * self.width)
 
     def verdict_of(self, error: BaseException) -> dict[str, Any]:
         """Status and failure that an exception stands for."""

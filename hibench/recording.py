@@ -117,14 +117,12 @@ def speed_part(processes: list[dict[str, Any]]) -> tuple[dict[str, Any], list[di
 
 
 def quality_part(folder: Path, cell: Cell) -> dict[str, Any]:
-    """The `quality` part of a record from quality.json and the stored samples.
-
-    What compares images with prompts is not missing for a cell without prompts, it is `inapplicable`."""
+    """The `quality` part of a record from quality.json and the stored samples."""
     scored = read_json(folder / "quality.json")
     samples = sorted((folder / "samples").glob("*.png"), key=lambda path: (len(path.stem), path.stem))
     part = {"n": cell.settings.get("images"), "first_seed": cell.settings.get("first_seed", 0), "values": {}, "missing": {},
-            "bad": {"nan": None, "constant": None}, **scored, "samples": [f"samples/{path.name}" for path in samples]}
+            "inapplicable": {}, "bad": {"nan": None, "constant": None}, **scored,
+            "samples": [f"samples/{path.name}" for path in samples]}
     for name in [name for name, entry in part["values"].items() if entry.get("value") != finite(entry.get("value"))]:
         part["missing"][name] = f"the value is not finite ({part['values'].pop(name)['value']})"
-    promptless = [name for name in part["missing"] if name.startswith("clip-score") and cell.prompts is None]
-    return {**part, "inapplicable": {name: part["missing"].pop(name) for name in promptless}}
+    return part

@@ -155,7 +155,7 @@ def _sets(
     vouched: str | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Metrics of distributions: features of both sides, then every value."""
-    from hibench.features import Collector, reference_features
+    from hibench.features import Collector, fit_paths, reference_features
     from hibench.metrics.evaluate import FeatureSet, evaluate
 
     found: FeatureSet
@@ -166,13 +166,16 @@ def _sets(
         for group in samples.images(batch=batch, device=device):
             collector.add(group)
         found = FeatureSet(collector.finish(), collector.n, size, bad={"nan": 0, "constant": collector.constant})
-        arrays = reference_features(target, opened, size if str(target.name) == "scenes" else None, cache, batch, device)
-        reference = FeatureSet(arrays, len(target), name=target.name, digest=target.digest)
+        rendered_at = size if str(target.name) == "scenes" else None
+        arrays = reference_features(target, opened, rendered_at, cache, batch, device)
+        fits = fit_paths(target, opened, rendered_at, cache)
+        reference = FeatureSet(arrays, len(target), name=target.name, digest=target.digest, fits=fits)
     found.bad["nan"] = _not_finite(found)
     found.no_captions = "no prompts were given; give a file of prompts, one line per image"
     if prompts is not None:
         found.captions = _read_prompts(prompts)
-    values, missing = evaluate(requests, found, reference, opened)
+    scores = evaluate(requests, found, reference, opened)
+    values, missing = scores.values, scores.missing | scores.inapplicable  # who names metrics by hand hears of every one
     for entry in values.values():
         entry["bad"] = found.bad
     if vouched is None:
@@ -226,7 +229,7 @@ def _pairs(
     missing: dict[str, str] = {}
     for request in requests:
         try:
-            scores[request.text] = PairScore(request.family, device, str(weights) if weights else None)
+            scores[request.text] = PairScore(request.family, device, str(weights) if weights else None, request.size)
         except HibenchError as error:
             missing[request.text] = str(error)
     if not scores:

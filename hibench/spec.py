@@ -76,7 +76,7 @@ class Quality:
     shard: int = 64                                            # images between two points of resume
     keep: int = 8                                              # samples stored as PNG
     first_seed: int = 0
-    blocks: int = 3                                            # disjoint seed blocks behind every ±
+    blocks: int = 8                                            # disjoint seed blocks behind every ±
 
 
 @dataclass(frozen=True)

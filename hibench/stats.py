@@ -16,6 +16,8 @@ __all__ = [
     "block_rule",
     "blocks_of",
     "bootstrap_interval",
+    "jackknife_pm",
+    "jackknife_rule",
     "mad",
     "mean_interval",
     "quantile",
@@ -126,3 +128,24 @@ def block_pm(values: Sequence[float]) -> float | None:
 def block_rule(blocks: int, sides: str) -> str:
     """How a record states where its ± comes from."""
     return f"95 % two-sided t interval over {blocks} disjoint seed blocks of {sides}"
+
+
+def jackknife_pm(values: Sequence[float]) -> float | None:
+    """± of an estimate from its values without each of B disjoint blocks; None for fewer than two finite values.
+
+    t(97.5 %, B − 1) · √((B − 1)/B · Σ(θ₍ᵢ₎ − θ̄)²), the delete-a-block jackknife (Shao & Wu 1989). It speaks of the
+    estimate from all images: a distance of few images is biased upward, but all θ₍ᵢ₎ share nearly one bias, which their
+    spread does not see. Of a Fréchet distance with N ≤ 4d it comes out 1.3 to 2.3 times too wide, with N = 32d
+    about right (measured on Gaussians). For a mean over images it equals `block_pm`.
+    """
+    finite = [v for v in values if math.isfinite(v)]
+    b = len(finite)
+    if b < 2:
+        return None
+    mean = sum(finite) / b
+    return t_quantile(0.975, b - 1) * math.sqrt((b - 1) / b * sum((v - mean) ** 2 for v in finite))
+
+
+def jackknife_rule(blocks: int, sides: str) -> str:
+    """How a record states that its ± comes from a jackknife."""
+    return f"95 % two-sided t interval by a jackknife over {blocks} disjoint seed blocks of {sides}"

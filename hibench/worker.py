@@ -25,6 +25,7 @@ __all__ = ["TASKS", "main", "prepare_environment", "run_job", "shard_is_whole", 
 
 DEFAULT_BATCH = 16                     # images per generate_batch of a quality cell
 DEFAULT_KEEP = 8                       # samples kept as PNG
+SCALED = 8                             # images of a cell that are made at k·R as well, for scale consistency
 ENERGY_WINDOW_S = 5.0                  # NVML's counter is too coarse for less (arXiv 2312.02741)
 IDLE_WINDOW_S = 2.0
 
@@ -264,6 +265,7 @@ def make_shard(cell: CellJob, extract: Extract, missing: set[str], first: int, c
 
     batch = int(cell.settings.get("batch", DEFAULT_BATCH))
     keep_until = cell.first_seed + int(cell.settings.get("keep", DEFAULT_KEEP))
+    small: dict[int, torch.Tensor] = {}                         # uint8 [3, H, W] of the seeds that scale consistency looks at
     parts: dict[str, list[Any]] = {}
     bad_nan = bad_constant = 0
     for start in range(first, first + count, batch):
@@ -282,15 +284,39 @@ def make_shard(cell: CellJob, extract: Extract, missing: set[str], first: int, c
         for seed, image in zip(seeds, images):
             if seed < keep_until:
                 save_png(cell.out / "samples" / f"{seed}.png", image)
+            if seed < cell.first_seed + SCALED:
+                small[seed] = image
         cell.phase = "generate"
     arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
     arrays.update(seeds=np.arange(first, first + count, dtype=np.int64), bad_nan=bad_nan, bad_constant=bad_constant,
-                  missing=np.array(sorted(missing), dtype=str))
+                  missing=np.array(sorted(missing), dtype=str), **scaled(cell, small))
     path = shard_path(cell.out, first, count)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with aside.open("wb") as file:
         np.savez(file, **arrays)
     os.replace(aside, path)
+
+
+def scaled(cell: CellJob, small: dict[int, torch.Tensor]) -> dict[str, Any]:
+    """How images at k·R, box-downsampled, differ from those at R of the same seeds, for every k that a metric asks for.
+
+    A method that does not make k·R is no fault; what goes wrong at k·R costs this metric, not the cell."""
+    from hibench.memory import is_oom
+    from hibench.metrics import scale_arrays, scale_factors
+    from hibench.metrics.anyres import scale_consistency
+
+    arrays: dict[str, Any] = {}
+    for factor in scale_factors(cell.settings.get("metrics", ())) if small else ():
+        reason, found, failed = cell.unsupported(factor), [], ""
+        try:
+            for seed, image in small.items() if reason is None else ():
+                found.append(scale_consistency(cell.generate_batch([seed], factor), image[None]))
+        except Exception as error:
+            traceback.print_exc()
+            height, width = factor * cell.height, factor * cell.width
+            failed = f"at {height}x{width}: {'out of memory' if is_oom(error) else one_line(error)}"
+        arrays.update(scale_arrays(factor, found, reason or "", failed))
+    return arrays
 
 
 def save_png(path: Path, image: torch.Tensor) -> None:

@@ -50,7 +50,8 @@ def score(job, options, out: Path) -> None:
     features = [np.load(out / f"shard-{first}-{count}.npz")["stub/embed"] for first, count in job["shards"]]
     merged = np.concatenate(features)
     write(out / "quality.json", {"n": len(merged), "values": {"fd@stub": {"value": float(np.abs(merged).sum()), "pm": 0.5}},
-                                 "missing": options.get("missing", {}), "bad": {"nan": 0, "constant": 0}})
+                                 "missing": options.get("missing", {}),
+                                 "inapplicable": options.get("inapplicable", {}), "bad": {"nan": 0, "constant": 0}})
 
 
 if __name__ == "__main__":

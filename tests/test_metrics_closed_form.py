@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -10,7 +11,11 @@ import pytest
 import torch
 
 from hibench.errors import SpecError
+from hibench.features import Extractors
 from hibench.metrics import anyres, frechet, kernel, neighbours, pairs, scores, sliced
+from hibench.metrics.evaluate import FeatureSet, evaluate
+from hibench.metrics.plan import parse
+from hibench.stats import blocks_of
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -109,6 +114,51 @@ def test_frechet_infinity_removes_the_bias_of_few_samples() -> None:
     assert curve[0][1] > curve[-1][1] > 0
     assert abs(value) < 0.5 * curve[-1][1]  # truth: 0
     assert frechet.frechet_infinity(x, reference)[0] == value  # seeded
+
+
+@pytest.mark.parametrize("n", [20, 75])
+def test_fits_without_blocks_equal_fits_of_the_rest(n: int) -> None:
+    x = (rng(2).standard_normal((n, 12)) * 3 + 100).astype(np.float32)
+    cuts = blocks_of(n, 4)
+    other = frechet.fit(rng(3).standard_normal((40, 12)))
+    for block, fitted in zip(cuts, frechet.fits_without_blocks(x, cuts)):
+        rest = frechet.fit(np.delete(x, block, axis=0))
+        assert fitted.n == rest.n == n - len(block)
+        assert frechet.distance(fitted, rest) == pytest.approx(0, abs=1e-9)
+        assert frechet.distance(fitted, other) == pytest.approx(frechet.distance(rest, other), rel=1e-12)
+
+
+class Named:
+    name, weights_sha256, resize = "scenes-clip", "", "none"
+    outputs, roles = {"embed": 16}, {"features": "embed"}
+
+
+def test_the_error_of_a_frechet_distance_covers_what_it_should_and_is_no_wider_than_needed() -> None:
+    draw, scale = rng(7), np.linspace(1.5, 0.3, 16)
+    opened = Extractors({"scenes-clip": Named()}, {})  # type: ignore[dict-item]
+    found = []
+    for _ in range(40):
+        x, y = ((draw.standard_normal((64, 16)) * scale + s).astype(np.float32) for s in (0.25, 0.0))
+        sets = [FeatureSet({"scenes-clip/embed": v}, 64) for v in (x, y)]
+        found.append(evaluate([parse("fid")], *sets, opened).values["fd@scenes-clip"])
+    values, pm = (np.array([f[k] for f in found]) for k in ("value", "pm"))
+    assert np.mean(np.abs(values - values.mean()) <= pm) >= 0.9
+    assert np.median(pm) <= 2 * 1.96 * values.std()
+    assert np.all(pm < values)
+
+
+def test_a_fitted_reference_is_read_instead_of_fitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, path = rng(4).standard_normal((40, 8)).astype(np.float32), tmp_path / "kept" / "x.fit.npz"
+    made = frechet.cached_fit(x, path)
+    assert frechet.cached_fit(x[:8], tmp_path / "few.npz").n == 8
+    assert [p.name for p in tmp_path.rglob("*.npz")] == ["x.fit.npz"]
+    with monkeypatch.context() as patch:
+        patch.setattr(frechet, "fit", None)
+        again = frechet.cached_fit(x, path)
+    assert (again.trace, again.n) == (made.trace, made.n)
+    assert torch.equal(again.factor, made.factor)
+    path.write_bytes(b"cut")
+    assert frechet.cached_fit(x, path).trace == made.trace
 
 
 def test_kernel_distance_is_the_brute_force_sum_on_both_paths() -> None:
@@ -263,5 +313,6 @@ def test_scale_consistency_of_a_box_downsampled_image_is_only_rounding() -> None
     found = anyres.scale_consistency(high, low)
     assert float(found["mae"].max()) <= 0.5
     assert float(found["psnr"].min()) > 55
+    assert "ssim" not in anyres.scale_consistency(high[..., :32, :], low[..., :8, :])
     with pytest.raises(SpecError, match="no whole multiple"):
         anyres.scale_consistency(high, low[..., :5, :])

@@ -48,6 +48,7 @@ PUBLISHED = Fixed(CATALOG["inception-v3-compat"].sha256)
         ("fid-crop@64", "inception-v3-compat", PUBLISHED.weights_sha256, "fid-crop@64/128-x10-native-s0"),
         ("seam@16", "scenes-clip", "", "seam@16"),
         ("swd", "scenes-clip", "", "swd"),
+        ("scale-consistency@2", "scenes-clip", "", "scale-consistency@2"),
     ],
 )
 def test_a_number_carries_its_network_weights_and_crops(text: str, extractor: str, sha: str, name: str) -> None:
@@ -64,6 +65,7 @@ def test_a_number_carries_its_network_weights_and_crops(text: str, extractor: st
         ("pfid@0", "at least 1 px"),
         ("pfid@64/32", "not larger than the image"),
         ("sfid@scenes-clip", "defined with inception-v3-compat"),
+        ("scale-consistency@1", "the factor is a whole number from 2 on"),
     ],
 )
 def test_wrong_names_are_explained(text: str, message: str) -> None:
@@ -75,14 +77,28 @@ def test_a_crop_metric_needs_a_size_that_fits() -> None:
     with pytest.raises(SpecError, match="say the crop size"):
         requirements(parse("pfid"))
     opened = features.open_extractors({"metrics": ["pfid@64", "pfid@16/64"]}, "cpu", (32, 32))
-    assert [("does not fit" in r, "not 64 px" in r) for r in opened.missing.values()] == [(True, False), (False, True)]
+    reasons = list(opened.inapplicable.values())
+    assert [("does not fit" in r, "not 64 px" in r) for r in reasons] == [(True, False), (False, True)]
+    assert opened.missing == {}
+
+
+def test_a_metric_without_meaning_here_is_inapplicable_and_not_missing() -> None:
+    opened = features.open_extractors({"metrics": ["seam@32", "seam@16", "psnr"]}, "cpu", (32, 48))
+    scores = evaluate(
+        [parse(m) for m in ("seam@32", "seam@16", "psnr", "scale-consistency")], FeatureSet({}, 9, (32, 48)), None, opened
+    )
+    assert "have no border at a period of 32 px" in scores.inapplicable["seam@32"]
+    assert "compares pairs" in scores.inapplicable["psnr"]
+    assert set(scores.inapplicable) == {"seam@32", "psnr"}
+    assert "measure them again" in scores.missing["seam@16"]
+    assert "no images at 4·R were made" in scores.missing["scale-consistency"]
 
 
 def test_every_family_can_be_computed_or_compares_pairs() -> None:
     from hibench.metrics.evaluate import _COMPUTE
     from hibench.metrics.plan import FAMILY
 
-    assert set(_COMPUTE) == {n for n, f in FAMILY.items() if f.source != "pairs"}
+    assert set(_COMPUTE) == {"scale-consistency"} | {n for n, f in FAMILY.items() if f.source != "pairs"}
     assert set(FAMILIES) == {row["name"] for row in metrics.describe()}
     for row in metrics.describe():
         assert row["available"] or row["next"].startswith("hibench ")
@@ -165,8 +181,9 @@ def test_a_cell_is_scored_from_its_shards_in_any_order(plain: Path) -> None:
     paths = shards(plain, settings, 32, range(32))
     quality = metrics.score_cell(paths, settings, cell, plain)
     assert quality == metrics.score_cell(paths[::-1], settings, cell, plain)
-    assert set(quality["missing"]) == {"sfid", "clean-fid", "fid-clip", "fd-dinov2", "cmmd", "psnr"}
-    assert all("hibench fetch" in r or r.startswith("psnr compares pairs") for r in quality["missing"].values())
+    assert set(quality["missing"]) == {"sfid", "clean-fid", "fid-clip", "fd-dinov2", "cmmd"}
+    assert all("hibench fetch" in reason for reason in quality["missing"].values())
+    assert list(quality["inapplicable"]) == ["psnr"]
     assert set(quality["values"]) == {
         *(
             f"{n}@plain"
@@ -186,7 +203,7 @@ def test_a_cell_is_scored_from_its_shards_in_any_order(plain: Path) -> None:
         assert entry["pm_rule"]
         assert (entry["n"], entry["name"]) == (32, name)
     fd = quality["values"]["fd@plain"]
-    assert fd["pm_rule"] == "95 % two-sided t interval over 4 disjoint seed blocks of samples and reference"
+    assert fd["pm_rule"] == "95 % two-sided t interval by a jackknife over 8 disjoint seed blocks of samples and reference"
     assert (fd["extractor"], fd["weights_sha256"], fd["resize"], fd["reference"], fd["n_reference"]) == (
         "plain",
         "78" * 32,
@@ -204,7 +221,8 @@ def test_a_method_without_prompts_has_no_clip_score(plain: Path) -> None:
     cell = {"height": 16, "width": 16, "adapter": "toy", "device": "cpu"}
     paths = shards(plain, settings, 16, range(20))
     quality = metrics.score_cell(paths, settings, cell, plain)
-    assert quality["missing"] == {"clip-score": "clip-score: the method takes no prompt"}
+    assert quality["missing"] == {}
+    assert quality["inapplicable"] == {"clip-score": "clip-score: the method takes no prompt"}
     assert "clip-score@plain" in metrics.score_cell(paths, settings, {**cell, "prompts": ["a", "bb"]}, plain)["values"]
 
 
@@ -222,19 +240,18 @@ def test_features_that_are_not_finite_make_a_metric_missing_not_wrong(plain: Pat
     x = np.random.default_rng(0).random((20, 12), dtype=np.float32)
     bad = x.copy()
     bad[3] = np.nan
-    values, missing = evaluate(
+    scores = evaluate(
         [parse("fid@plain")],
         FeatureSet({"plain/embed": bad}, 20, bad={"nan": 1, "constant": 0}),
         FeatureSet({"plain/embed": x}, 20),
         extractors,
     )
-    assert values == {}
-    assert "NaN" in missing["fid@plain"]
-    values, _ = evaluate(
-        [parse("fid@plain")], FeatureSet({"plain/embed": x[:3]}, 3), FeatureSet({"plain/embed": x}, 20), extractors
-    )
-    assert values["fd@plain"]["pm"] is None
-    assert "too few" in values["fd@plain"]["pm_rule"]
+    assert scores.values == {}
+    assert "NaN" in scores.missing["fid@plain"]
+    few = FeatureSet({"plain/embed": x[:2]}, 2)
+    entry = evaluate([parse("fid@plain")], few, FeatureSet({"plain/embed": x}, 20), extractors).values["fd@plain"]
+    assert entry["pm"] is None
+    assert entry["pm_rule"] == "too few images for a jackknife that leaves 2"
 
 
 def test_shards_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:

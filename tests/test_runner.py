@@ -409,7 +409,8 @@ class Fake:
                 np.savez(out / f"shard-{first}-{count}.npz", seeds=np.arange(first, first + count),
                          missing=np.array(list(cell.options.get("missing", {})), dtype=str))
         else:
-            scored = {"values": {"fd@x": {"value": 1.0, "pm": None}}, "missing": cell.options.get("missing", {})}
+            scored = {"values": {"fd@x": {"value": 1.0, "pm": None}}, "missing": cell.options.get("missing", {}),
+                      "inapplicable": cell.options.get("inapplicable", {})}
             (out / "quality.json").write_text(json.dumps(scored))
         return Exit(0, False, 0.25, self.traces.pop(0) if self.traces else None)
 
@@ -529,8 +530,8 @@ def test_a_missing_metric_is_an_incomplete_cell(tmp_path):
     assert [task for task, _, _ in engine.jobs] == ["quality", "score"]        # its features lacked an extractor
 
 
-def test_a_score_of_prompts_is_not_missing_without_prompts(tmp_path):
-    text = fake_text("a: {options: {missing: {clip-score@x: takes no prompt}}}",
+def test_a_metric_that_does_not_apply_is_not_missing(tmp_path):
+    text = fake_text("a: {options: {inapplicable: {clip-score@x: takes no prompt}}}",
                      "measure: [quality], resolution: [8]")
     code, _ = bench(tmp_path, text, engine=Fake())
     quality = records(tmp_path)["a/quality/8x8"]["quality"]

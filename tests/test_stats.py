@@ -58,3 +58,12 @@ def test_blocks_are_disjoint_and_give_the_spread_of_the_whole() -> None:
     assert stats.block_pm([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / 3**0.5)
     assert stats.block_pm([1.0]) is None
     assert stats.block_rule(4, "samples") == "95 % two-sided t interval over 4 disjoint seed blocks of samples"
+
+
+def test_the_jackknife_of_a_mean_is_its_block_interval() -> None:
+    values = np.random.default_rng(1).standard_normal(40)
+    blocks = stats.blocks_of(40, 8)
+    without = [float(np.delete(values, b).mean()) for b in blocks]
+    assert stats.jackknife_pm(without) == pytest.approx(stats.block_pm([float(values[b].mean()) for b in blocks]) or 0.0)
+    assert stats.jackknife_pm([1.0, float("nan")]) is None
+    assert "jackknife over 8 disjoint seed blocks of samples" in stats.jackknife_rule(8, "samples")

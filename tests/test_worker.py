@@ -20,6 +20,7 @@ from hibench.errors import ContractError, SpecError
 from hibench.fakes import FakeClock, FakeGpu, FakeNvml
 from hibench.gpu import open_gpu
 from hibench.job import CellJob, check_images, one_line, prompts_for, resolve_device
+from hibench.metrics import score_cell
 from hibench.stages import HostEvent
 from hibench.timing import Clock
 from hibench.toy import Toy
@@ -214,6 +215,35 @@ def test_a_quality_job_writes_shards_of_features_and_the_first_samples(tmp_path)
     stored = np.asarray(Image.open(tmp_path / "samples" / "1.png"))
     assert np.array_equal(stored.transpose(2, 0, 1), toy.generate((16, 24), 1, steps=3).numpy())
     assert {path.name for path in tmp_path.iterdir()} == {"samples", "shard-0-6.npz", "shard-6-4.npz"}
+
+
+def test_scale_consistency_makes_some_seeds_at_a_multiple_of_the_resolution(tmp_path):
+    class Small(Toy):
+        def supports(self, axes):
+            return "no more than 50 px" if axes["width"] > 50 else None
+
+        def generate_batch(self, resolution, seeds, **how):
+            if resolution == (48, 48):
+                raise RuntimeError("odd")
+            return super().generate_batch(resolution, seeds, **how)
+
+    wanted = {"metrics": ["scale-consistency@2", "scale-consistency@3", "scale-consistency"]}
+    assert quality(tmp_path, Small, height=16, width=16, settings=wanted)["status"] == "ok"
+    cell = {"height": 16, "width": 16, "device": "cpu"}
+    scores = score_cell(sorted(tmp_path.glob("*.npz")), wanted, cell, tmp_path)
+    (name, entry), = scores["values"].items()
+    toy = Toy()
+    toy.load()
+    psnr = []
+    for seed in range(8):
+        high, low = (toy.generate((side, side), seed, steps=3).float() for side in (32, 16))
+        error = (high.view(3, 16, 2, 16, 2).mean((2, 4)) - low).square().mean()
+        psnr.append(float(10 * torch.log10(255**2 / error)))
+    assert (name, entry["n"], entry["factor"], entry["resize"]) == ("scale-consistency@2", 8, 2, "box")
+    assert entry["value"] == pytest.approx(sum(psnr) / 8, rel=1e-5)
+    assert entry["pm"] > 0
+    assert scores["inapplicable"] == {"scale-consistency": "scale-consistency: no more than 50 px"}
+    assert scores["missing"] == {"scale-consistency@3": "scale-consistency@3: at 48x48: RuntimeError: odd"}
 
 
 def test_shards_that_are_there_are_not_made_again(tmp_path):

@@ -10,14 +10,55 @@ from hibench.errors import HibenchError, SpecError
 from hibench.metrics.plan import FAMILIES, FAMILY, parse
 
 if TYPE_CHECKING:
-    from hibench.metrics.evaluate import FeatureSet
+    import torch
 
-__all__ = ["FAMILIES", "describe", "merge_shards", "needs_prompts", "parse", "score_cell"]
+    from hibench.metrics.evaluate import FeatureSet, ScalePairs
+
+__all__ = ["FAMILIES", "describe", "merge_shards", "needs_prompts", "parse", "scale_arrays", "scale_factors", "score_cell"]
 
 
 def needs_prompts(metrics: Sequence[str]) -> bool:
     """Whether any of the metrics compares images with prompts."""
     return any(parse(m).family.name == "clip-score" for m in metrics)
+
+
+def scale_factors(metrics: Sequence[str]) -> tuple[int, ...]:
+    """The factors k at which scale consistency is asked for."""
+    from hibench.metrics.plan import SCALE
+
+    requests = [parse(m) for m in metrics]
+    return tuple(sorted({r.size or SCALE for r in requests if r.family.name == "scale-consistency"}))
+
+
+def scale_arrays(
+    factor: int, found: "Sequence[Mapping[str, torch.Tensor]]", inapplicable: str = "", failed: str = ""
+) -> dict[str, Any]:
+    """What a shard stores of `anyres.scale_consistency` at `factor`, one result per image; or why there are none."""
+    import numpy as np
+
+    names = ("psnr", "ssim", "mae")
+    rows = np.array([[float(f[name]) if name in f else np.nan for name in names] for f in found], np.float32)
+    return {
+        f"scale{factor}": rows.reshape(-1, len(names)),
+        f"scale{factor}:inapplicable": np.array(inapplicable),
+        f"scale{factor}:failed": np.array(failed),
+    }
+
+
+def _scale_pairs(shards: Sequence[Mapping[str, Any]]) -> "dict[int, ScalePairs]":
+    """The pairs of all shards, by factor."""
+    import numpy as np
+
+    from hibench.metrics.evaluate import ScalePairs
+
+    names = {k for s in shards for k in s if k.startswith("scale") and k[5:].isdigit()}
+    out = {}
+    for name in sorted(names):
+        mine = [s for s in shards if name in s]
+        reasons = [next((str(s[f"{name}:{kind}"]) for s in mine if str(s[f"{name}:{kind}"])), "")
+                   for kind in ("inapplicable", "failed")]
+        out[int(name[5:])] = ScalePairs(*np.concatenate([s[name] for s in mine]).T, *reasons)
+    return out
 
 
 def merge_shards(paths: Sequence[str | Path]) -> "FeatureSet":
@@ -47,7 +88,7 @@ def merge_shards(paths: Sequence[str | Path]) -> "FeatureSet":
     n = sum(len(s["seeds"]) for s in shards) if "seeds" in shards[0] else len(next(iter(arrays.values())))
     bad = {short: int(sum(int(s.get(f"bad_{short}", 0)) for s in shards)) for short in ("nan", "constant")}
     seeds = np.concatenate([s["seeds"] for s in shards]).tolist() if "seeds" in shards[0] else list(range(n))
-    return FeatureSet(arrays, n, bad=bad, seeds=seeds)
+    return FeatureSet(arrays, n, bad=bad, seeds=seeds, scales=_scale_pairs(shards))
 
 
 def _captions(cell: Mapping[str, Any], seeds: Sequence[int], first_seed: int) -> list[str] | None:
@@ -71,17 +112,16 @@ def score_cell(
     captions: Sequence[str] | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """The record's `quality` object (without samples): n, first_seed, values, missing, bad.
+    """The record's `quality` object (without samples): n, first_seed, values, missing, inapplicable, bad.
 
     `settings`: the quality block, its reference resolved to a definition. `cell`: height, width and, for clip-score, prompts
     or adapter.
-    `captions`: one prompt per sample (None = as the cell says; a method without prompts leaves clip-score missing, with that
-    reason).
+    `captions`: one prompt per sample (None = as the cell says; for a method without prompts clip-score is inapplicable).
     `device`: None = the cell's.
     """
-    from hibench.features import open_extractors, reference_features
+    from hibench.features import fit_paths, open_extractors, reference_features
     from hibench.job import resolve_device
-    from hibench.metrics.evaluate import FeatureSet, evaluate
+    from hibench.metrics.evaluate import BLOCKS, FeatureSet, evaluate
     from hibench.references import open_reference
 
     resolution = (int(cell["height"]), int(cell["width"]))
@@ -99,13 +139,20 @@ def score_cell(
         try:
             source = open_reference(settings["reference"], resolution, samples.n)
             arrays = reference_features(source, extractors, resolution, cache, int(settings.get("batch") or 32), device)
-            reference = FeatureSet(arrays, len(source), resolution, name=source.name, digest=source.digest)
+            fits = fit_paths(source, extractors, resolution, cache)
+            reference = FeatureSet(arrays, len(source), resolution, name=source.name, digest=source.digest, fits=fits)
         except HibenchError as error:
             problem = str(error)
-    values, missing = evaluate(requests, samples, reference, extractors, int(settings.get("blocks") or 4))
-    if problem:
-        missing = {k: problem if "needs a reference" in v else v for k, v in missing.items()}
-    return {"n": samples.n, "first_seed": first_seed, "values": values, "missing": missing, "bad": samples.bad}
+    scores = evaluate(requests, samples, reference, extractors, int(settings.get("blocks") or BLOCKS))
+    missing = {k: problem if problem and "needs a reference" in v else v for k, v in scores.missing.items()}
+    return {
+        "n": samples.n,
+        "first_seed": first_seed,
+        "values": scores.values,
+        "missing": missing,
+        "inapplicable": scores.inapplicable,
+        "bad": samples.bad,
+    }
 
 
 def describe() -> list[dict[str, Any]]:

@@ -5,19 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hibench.errors import HibenchError, SpecError
-from hibench.metrics.plan import Request, honest_name, requirements
-from hibench.stats import block_pm, block_rule, blocks_of
+from hibench.metrics.plan import SCALE, Inapplicable, Request, honest_name, requirements
+from hibench.stats import block_pm, block_rule, blocks_of, jackknife_pm, jackknife_rule
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from hibench.features import Extractor, Extractors
+    from hibench.metrics.frechet import Gaussian
 
-__all__ = ["FeatureSet", "Result", "evaluate"]
+__all__ = ["BLOCKS", "FeatureSet", "Result", "Scores", "evaluate"]
+
+BLOCKS = 8  # seed blocks behind every ±
+RECOMPUTED = 4096  # largest set over which a distance of all pairs is computed again for each block
+
+
+@dataclass
+class ScalePairs:
+    """Images at k·R against images at R of the same seeds: [n] each; or why there are none."""
+
+    psnr: "NDArray[np.float32]"
+    ssim: "NDArray[np.float32]"
+    mae: "NDArray[np.float32]"
+    inapplicable: str = ""  # the method does not make images of k·R
+    failed: str = ""  # it should have, and did not
 
 
 @dataclass
@@ -33,6 +49,8 @@ class FeatureSet:
     digest: str = ""
     seeds: Sequence[int] = ()
     bad: dict[str, int] = field(default_factory=lambda: {"nan": 0, "constant": 0})
+    scales: dict[int, ScalePairs] = field(default_factory=dict)
+    fits: Mapping[str, Path] = field(default_factory=dict)  # where Gaussians of the features are kept, by "NAME/layer"
 
 
 @dataclass
@@ -45,7 +63,18 @@ class Result:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Scores:
+    """Value objects by honest name, and why the rest is missing (a fault, or something to get) or inapplicable (neither)."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    inapplicable: dict[str, str] = field(default_factory=dict)
+
+
 Pair = Callable[["NDArray[np.float32]", "NDArray[np.float32]"], float]
+Blocks = list["NDArray[np.int64]"]
+BOTH = "samples and reference"
 
 
 def _blocks(
@@ -56,12 +85,42 @@ def _blocks(
     if blocks < 2:
         return None, f"too few images for two disjoint blocks of {least}"
     values = [function(x[a], y[b]) for a, b in zip(blocks_of(len(x), blocks), blocks_of(len(y), blocks))]
-    return block_pm(values), block_rule(blocks, "samples and reference")
+    return block_pm(values), block_rule(blocks, BOTH)
+
+
+def _left_out(n: int, m: int, blocks: int, least: int = 2) -> tuple[Blocks, Blocks] | None:
+    """Blocks of samples and of reference to be left out together; None where fewer than `least` images would remain."""
+    blocks = min(blocks, n, m)
+    if blocks < 2 or min(n - math.ceil(n / blocks), m - math.ceil(m / blocks)) < max(least, 2):
+        return None
+    return blocks_of(n, blocks), blocks_of(m, blocks)
+
+
+def _too_few(least: int) -> str:
+    return f"too few images for a jackknife that leaves {least}"
+
+
+def _jackknife(
+    function: Pair, x: "NDArray[np.float32]", y: "NDArray[np.float32]", blocks: int, least: int = 2
+) -> tuple[float | None, str]:
+    """± by leaving out one block of both sets at a time; from disjoint blocks where `RECOMPUTED` images are exceeded.
+
+    Distances between sets are biased in small blocks, and their spread there exceeds that of the whole set many times.
+    """
+    import numpy as np
+
+    if max(len(x), len(y)) > RECOMPUTED:
+        return _blocks(function, x, y, blocks, least)
+    cut = _left_out(len(x), len(y), blocks, least)
+    if cut is None:
+        return None, _too_few(max(least, 2))
+    values = [function(np.delete(x, a, axis=0), np.delete(y, b, axis=0)) for a, b in zip(*cut)]
+    return jackknife_pm(values), jackknife_rule(len(values), BOTH)
 
 
 def _one_sided(values: Sequence[float], blocks: int) -> tuple[float | None, str]:
     """± of a mean of per-image values, from disjoint blocks of samples."""
-    blocks = min(blocks, len(values) // 2)
+    blocks = min(blocks, len(values))
     if blocks < 2:
         return None, "too few images for two disjoint blocks"
     return block_pm([sum(values[i] for i in b) / len(b) for b in blocks_of(len(values), blocks)]), block_rule(blocks, "samples")
@@ -109,36 +168,46 @@ class _Job:
     def by_image(self, function: Pair) -> Pair:
         return lambda a, b: function(self.flat(a), self.flat(b))
 
+    def gaussian(self) -> "Gaussian":
+        """The Gaussian fitted to the reference, from its cache where it has one."""
+        from hibench.metrics.frechet import cached_fit
+
+        y, key = self.flat(self.y()), ("gaussian", self.layer())
+        if key not in self.memo:
+            assert self._reference is not None
+            self.memo[key] = cached_fit(y, self._reference.fits.get(self.layer()))
+        fitted: Gaussian = self.memo[key]
+        return fitted
+
     def frechet(self) -> Result:
-        from hibench.metrics.frechet import distance, fit, frechet_distance
+        from hibench.metrics.frechet import distance, fit, fits_without_blocks
 
         x, y = self.x(), self.y()
-        key = ("gaussian", self.layer())
-        if key not in self.memo:
-            self.memo[key] = fit(self.flat(y))
-        value = distance(fit(self.flat(x)), self.memo[key])
-        return Result(value, *_blocks(self.by_image(frechet_distance), x, y, self.blocks))
+        value = distance(fit(self.flat(x)), self.gaussian())
+        cut = _left_out(len(x), len(y), self.blocks)
+        if cut is None:
+            return Result(value, None, _too_few(2))
+        left = [fits_without_blocks(self.flat(z), _of_crops(z, b)) for z, b in zip((x, y), cut)]
+        values = [distance(a, b) for a, b in zip(*left)]
+        return Result(value, jackknife_pm(values), jackknife_rule(len(values), BOTH))
 
     def frechet_infinity(self) -> Result:
         from hibench.metrics.frechet import fit, frechet_infinity
 
         x, y = self.x(), self.y()
-        key = ("gaussian", self.layer())
-        if key not in self.memo:
-            self.memo[key] = fit(y)
-        value, curve = frechet_infinity(x, self.memo[key])
+        value, curve = frechet_infinity(x, self.gaussian())
         pm = _blocks(lambda a, b: frechet_infinity(a, fit(b))[0], x, y, self.blocks, least=20)
         return Result(value, *pm, extra={"curve": curve})
 
     def kernel(self) -> Result:
-        from hibench.metrics.kernel import kernel_distance
+        from hibench.metrics.kernel import kernel_distance, kernel_distance_exact
 
         x, y = self.x(), self.y()
         value, deviation, size = kernel_distance(x, y)
         extra: dict[str, Any] = {"subsets": 100, "subset_size": size}
         if size < min(len(x), len(y)):
             return Result(value, deviation, f"sd over 100 subsets of {size}", extra)
-        return Result(value, *_blocks(lambda a, b: kernel_distance(a, b, subsets=1)[0], x, y, self.blocks), extra=extra)
+        return Result(value, *_jackknife(kernel_distance_exact, x, y, self.blocks), extra=extra)
 
     def inception_score(self) -> Result:
         from hibench.metrics.scores import inception_score
@@ -153,29 +222,32 @@ class _Job:
         name = self.request.family.name
         key = ("neighbours", self.layer())
         if key not in self.memo:
-            blocks = min(self.blocks, len(x) // 8, len(y) // 8)
             parts: list[Neighbours] = []
-            if blocks >= 2:
-                parts = [neighbours(x[a], y[b]) for a, b in zip(blocks_of(len(x), blocks), blocks_of(len(y), blocks))]
-            self.memo[key] = neighbours(x, y), parts
-        whole, parts = self.memo[key]
-        rule = block_rule(len(parts), "samples and reference") if parts else "too few images for two disjoint blocks of 8"
+
+            def collect(a: "NDArray[np.float32]", b: "NDArray[np.float32]") -> float:
+                parts.append(neighbours(a, b))
+                return 0.0
+
+            whole = neighbours(x, y)
+            _, rule = _jackknife(collect, x, y, self.blocks, least=8)
+            self.memo[key] = whole, parts, rule
+        whole, parts, rule = self.memo[key]
         value = getattr(whole, name)
         if math.isnan(value):
             raise SpecError(f"{name} with k = 5 needs more than 5 reference images; give more")
-        return Result(
-            value, block_pm([getattr(p, name) for p in parts]), rule, {"k": 3 if name in ("precision", "recall") else 5}
-        )
+        spread = block_pm if max(len(x), len(y)) > RECOMPUTED else jackknife_pm
+        pm = spread([getattr(p, name) for p in parts])
+        return Result(value, pm, rule, {"k": 3 if name in ("precision", "recall") else 5})
 
     def mind(self) -> Result:
         from hibench.metrics.sliced import mind
 
-        return Result(mind(self.x(), self.y()), *_blocks(mind, self.x(), self.y(), self.blocks), extra={"directions": 1000})
+        return Result(mind(self.x(), self.y()), *_jackknife(mind, self.x(), self.y(), self.blocks), extra={"directions": 1000})
 
     def cmmd(self) -> Result:
         from hibench.metrics.kernel import cmmd
 
-        return Result(cmmd(self.x(), self.y()), *_blocks(cmmd, self.x(), self.y(), self.blocks))
+        return Result(cmmd(self.x(), self.y()), *_jackknife(cmmd, self.x(), self.y(), self.blocks))
 
     def clip_score(self) -> Result:
         import hashlib
@@ -186,7 +258,7 @@ class _Job:
 
         prompts = self.samples.captions
         if prompts is None:
-            raise SpecError(f"clip-score: {self.samples.no_captions}")
+            raise Inapplicable(f"clip-score: {self.samples.no_captions}")
         if not hasattr(self.extractor, "encode_text"):
             raise SpecError(
                 f"clip-score: {self.request.extractor} has no text encoder; "
@@ -210,7 +282,7 @@ class _Job:
         from hibench.metrics.anyres import spectrum_distance
 
         x, y = self.x(), self.y()
-        return Result(spectrum_distance(x, y), *_blocks(spectrum_distance, x, y, self.blocks))
+        return Result(spectrum_distance(x, y), *_jackknife(spectrum_distance, x, y, self.blocks))
 
     def seam(self) -> Result:
         from hibench.metrics.anyres import seam_ratio
@@ -229,7 +301,7 @@ class _Job:
         levels = {layer: (self.x(layer), self.y(layer)) for layer in self.extractor.outputs}
         values = {layer: swd_level(x, y) for layer, (x, y) in levels.items()}
         x, y = next(iter(levels.values()))
-        blocks = min(self.blocks, len(x) // 2, len(y) // 2)
+        blocks = min(self.blocks, len(x) // 2, len(y) // 2)  # disjoint: sorting all patches again for each block costs most
         parts = (
             [
                 sum(swd_level(x[a], y[b]) for x, y in levels.values()) / len(levels)
@@ -240,6 +312,33 @@ class _Job:
         )
         rule = block_rule(blocks, "samples and reference") if parts else "too few images for two disjoint blocks"
         return Result(sum(values.values()) / len(values), block_pm(parts), rule, {"levels": values})
+
+
+    def scale_consistency(self) -> Result:
+        factor = self.request.size or SCALE
+        found = self.samples.scales.get(factor)
+        if found is None:
+            raise SpecError(f"{self.request.text}: no images at {factor}·R were made; measure the samples again")
+        if found.inapplicable:
+            raise Inapplicable(f"{self.request.text}: {found.inapplicable}")
+        if found.failed:
+            raise SpecError(f"{self.request.text}: {found.failed}")
+        values = found.psnr.astype(float).tolist()
+        extra = {"n": len(values), "n_reference": len(values), "factor": factor, "resize": "box"}
+        more = {"ssim": _mean(found.ssim), "mae": _mean(found.mae)}
+        return Result(sum(values) / len(values), *_one_sided(values, self.blocks), extra={**extra, **more})
+
+
+def _mean(values: "NDArray[np.float32]") -> float | None:
+    """None where a value is not defined (SSIM below its window)."""
+    mean = float(values.mean(dtype=float))
+    return mean if math.isfinite(mean) else None
+
+
+def _of_crops(values: "NDArray[np.float32]", blocks: Blocks) -> Blocks:
+    """Blocks of images [N, ..., D] as blocks of the rows of their crops."""
+    count = math.prod(values.shape[1:-1])
+    return [(b[:, None] * count + range(count)).reshape(-1) for b in blocks]
 
 
 _COMPUTE: Mapping[str, Callable[[_Job], Result]] = {
@@ -254,30 +353,36 @@ _COMPUTE: Mapping[str, Callable[[_Job], Result]] = {
     "spectrum": _Job.spectrum,
     "seam": _Job.seam,
     "swd": _Job.swd,
+    "scale-consistency": _Job.scale_consistency,
 }
 
 
 def evaluate(
-    requests: Sequence[Request], samples: FeatureSet, reference: FeatureSet | None, extractors: "Extractors", blocks: int = 4
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Every request as ({honest name: value object}, {requested name: why it is missing}).
+    requests: Sequence[Request],
+    samples: FeatureSet,
+    reference: FeatureSet | None,
+    extractors: "Extractors",
+    blocks: int = BLOCKS,
+) -> Scores:
+    """Every request as a value object under its honest name, or under its own with the reason why there is none.
 
     A value object holds value, pm, pm_rule, n, n_reference, extractor, weights_sha256, resize, reference, reference_digest,
     better, unit,
     name, family and what belongs to the metric. Nothing is dropped: a metric that cannot be computed is missing with its
     reason.
     """
-    values: dict[str, dict[str, Any]] = {}
-    missing: dict[str, str] = {}
+    scores = Scores()
     memo: dict[Any, Any] = {}
     for request in requests:
         try:
             name, entry = _one(request, samples, reference, extractors, blocks, memo)
+        except Inapplicable as error:
+            scores.inapplicable[request.text] = str(error)
         except HibenchError as error:
-            missing[request.text] = str(error)
+            scores.missing[request.text] = str(error)
         else:
-            values[name] = entry
-    return values, missing
+            scores.values[name] = entry
+    return scores
 
 
 def _one(
@@ -289,27 +394,32 @@ def _one(
     memo: dict[Any, Any],
 ) -> tuple[str, dict[str, Any]]:
     family = request.family
-    if family.source == "pairs":
-        raise SpecError(
+    if family.name not in _COMPUTE:
+        raise Inapplicable(
             f"{family.name} compares pairs of images: use `hibench score IMAGES --reference IMAGES2 --metrics {family.name}`"
         )
-    (need,) = requirements(request)
-    for key in (need.key, request.extractor):
-        if key in extractors.missing and need.key not in extractors.opened:
-            raise SpecError(extractors.missing[key])
-    extractor = extractors.opened.get(need.key)
+    extractor = None
+    for need in requirements(request):
+        if need.key in extractors.inapplicable:
+            raise Inapplicable(extractors.inapplicable[need.key])
+        for key in (need.key, request.extractor):
+            if key in extractors.missing and need.key not in extractors.opened:
+                raise SpecError(extractors.missing[key])
+        extractor = extractors.opened.get(need.key)
     result = _COMPUTE[family.name](_Job(request, samples, reference, extractor, blocks, memo))
     if not math.isfinite(result.value):
         raise SpecError(f"{family.name} is not a finite number ({result.value}); {samples.bad['nan']} samples held NaN")
-    no_reference = family.name in ("is", "is-crop", "clip-score") or reference is None
+    no_reference = family.name in ("is", "is-crop", "clip-score", "scale-consistency") or reference is None
     name = honest_name(request, extractor, samples.resolution)
+    if family.name == "scale-consistency":
+        name = f"{family.name}@{request.size or SCALE}"
     return name, {
         "value": result.value,
         "pm": result.pm,
         "pm_rule": result.pm_rule,
         "n": samples.n,
         "n_reference": None if no_reference or reference is None else reference.n,
-        "extractor": None if family.source == "pixels" else request.extractor,
+        "extractor": request.extractor if family.source == "features" else None,
         "weights_sha256": getattr(extractor, "weights_sha256", "") or None,
         "resize": getattr(extractor, "resize", None),
         "reference": None if no_reference or reference is None else reference.name,

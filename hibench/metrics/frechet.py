@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hibench.errors import SpecError
@@ -12,7 +15,17 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["Gaussian", "factor_of", "fit", "frechet_distance", "frechet_from_moments", "frechet_infinity"]
+__all__ = [
+    "Gaussian",
+    "cached_fit",
+    "distance",
+    "factor_of",
+    "fit",
+    "fits_without_blocks",
+    "frechet_distance",
+    "frechet_from_moments",
+    "frechet_infinity",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,59 @@ def fit(features: "NDArray[np.floating[Any]] | torch.Tensor", low_rank: bool | N
     if low_rank if low_rank is not None else n <= d:
         return Gaussian(mean, trace, _without_mean_direction(centred), n)
     return Gaussian(mean, trace, factor_of(centred.T @ centred), n)
+
+
+def cached_fit(features: "NDArray[np.floating[Any]]", path: Path | None) -> Gaussian:
+    """`fit`, kept in a file where it saves work: for N > d, whose d × d matrix costs N·d² operations.
+
+    `path`: named after the content of the features (None = not kept); a damaged file is made again.
+    """
+    import zipfile
+
+    import numpy as np
+    import torch
+
+    if path is None or len(features) <= features.shape[1]:
+        return fit(features)
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            mean, factor = torch.from_numpy(held["mean"]), torch.from_numpy(held["factor"])
+            return Gaussian(mean, float(held["trace"]), factor, int(held["n"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        made = fit(features)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    np.savez(part, mean=made.mean.numpy(), factor=made.factor.numpy(), trace=made.trace, n=made.n)
+    os.replace(part, path)
+    return made
+
+
+def fits_without_blocks(features: "NDArray[np.floating[Any]]", blocks: "Sequence[NDArray[np.int64]]") -> list[Gaussian]:
+    """The Gaussian of features [N, d] without each of the blocks of rows.
+
+    N > 2d: each block's sums are taken once and subtracted, so that all together cost one pass over the features and a
+    Cholesky factorisation each; otherwise the rows that are left are fitted.
+    """
+    import numpy as np
+    import torch
+
+    n, d = features.shape
+    if n <= 2 * d:
+        return [fit(np.delete(features, block, axis=0)) for block in blocks]
+    middle = torch.from_numpy(features.mean(0, dtype=np.float64))
+    sums, squares = [], []
+    for block in blocks:
+        part = torch.from_numpy(features[block]).double() - middle
+        sums.append(part.sum(0))
+        squares.append(part.T @ part)
+    total = torch.stack(squares).sum(0)
+    fits = []
+    for block, first, second in zip(blocks, sums, squares):
+        left = n - len(block)
+        mean = -first / left  # the sum of all centred rows is zero
+        covariance = (total - second - left * mean[:, None] * mean) / (left - 1)
+        fits.append(Gaussian(mean + middle, float(covariance.trace()), factor_of(covariance), left))
+    return fits
 
 
 def factor_of(covariance: "torch.Tensor") -> "torch.Tensor":

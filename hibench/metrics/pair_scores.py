@@ -21,8 +21,10 @@ __all__ = ["PairScore"]
 class PairScore:
     """Collects one pair metric image by image; `value` is the mean over images."""
 
-    def __init__(self, family: "Family", device: str = "cpu", weights: str | None = None) -> None:
-        self.family, self.network, self.sha, self.values = family, None, "", list[float]()
+    def __init__(
+        self, family: "Family", device: str = "cpu", weights: str | None = None, factor: int | None = None
+    ) -> None:
+        self.family, self.network, self.sha, self.values, self.factor = family, None, "", list[float](), factor
         if family.name in ("lpips", "psim"):
             self.network, self.sha = pairs.lpips_network("alex" if family.name == "lpips" else "vgg", weights, device)
 
@@ -35,6 +37,10 @@ class PairScore:
             result = pairs.ssim(a, b)
         elif name == "scale-consistency":
             result = scale_consistency(a, b)["psnr"]
+            if self.factor and a.shape[-1] != self.factor * b.shape[-1]:
+                raise SpecError(
+                    f"{name}@{self.factor}: {a.shape[-1]} px is not {self.factor} times {b.shape[-1]} px; write '{name}'"
+                )
         else:
             result = pairs.lpips_distance(a, b, self.network)
         self.values += result.double().cpu().tolist()

@@ -11,11 +11,17 @@ from hibench.errors import SpecError, did_you_mean
 from hibench.weights import is_published
 
 if TYPE_CHECKING:
+    from hibench.extractors.pixels import Seams
     from hibench.features import Extractor
 
-__all__ = ["FAMILIES", "FAMILY", "Family", "Need", "Request", "honest_name", "parse", "requirements"]
+__all__ = ["FAMILIES", "FAMILY", "Family", "Inapplicable", "Need", "Request", "honest_name", "parse", "requirements"]
 
 COMPAT, CLEAN = "inception-v3-compat", "inception-v3-clean"
+SCALE = 4  # scale-consistency without a factor: the image at 4R against the image at R
+
+
+class Inapplicable(SpecError):
+    """The metric says nothing about these images (no prompts, no patch borders, ...): no fault, and nothing to get or mend."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ _ALL = (
     Family("seam", "gradient across patch borders of period P over gradient elsewhere; 1 = no seam", "none", source="pixels"),
     Family(
         "scale-consistency",
-        "PSNR of the image at a multiple of R, box-downsampled, against the image at R, same seed",
+        "PSNR of the image at k·R (4·R if not said), box-downsampled, against the image at R, same seed",
         "higher",
         unit="dB",
         source="pairs",
@@ -89,6 +95,7 @@ FAMILY = {f.name: f for f in _ALL}
 FAMILIES = tuple(FAMILY)
 _ALIASES = {f.other_name: f.name for f in _ALL if f.other_name}
 _NEEDS_SIZE = ("seam",)
+_TAKES_SIZE = (*_NEEDS_SIZE, "scale-consistency")
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,14 @@ class Request:
     text: str
     family: Family
     extractor: str
-    size: int | None = None  # crop size, or the period of patch borders, in px
+    size: int | None = None  # crop size or period of patch borders in px; of scale-consistency the factor
     full: int | None = None  # pfid@P/R: the R that was asked for
     seed: int = 0
 
 
 def parse(text: str, extractor: str = "scenes-clip") -> Request:
-    """`fid`, `fd@NAME`, `precision@NAME`, `pfid@P`, `pfid@P/R`, `pfd@NAME@P/R`, `seam@P`, ...; SpecError with a suggestion.
+    """`fid`, `fd@NAME`, `pfid@P`, `pfid@P/R`, `pfd@NAME@P/R`, `seam@P`, `scale-consistency@K`, ...; else SpecError with
+    a suggestion.
 
     `extractor`: the one that families without a fixed one use.
     """
@@ -118,9 +126,11 @@ def parse(text: str, extractor: str = "scenes-clip") -> Request:
     for part in rest:
         match = re.fullmatch(r"(\d+)(?:/(\d+))?", part)
         if match:
-            if not (family.crop or name in _NEEDS_SIZE):
+            if not (family.crop or name in _TAKES_SIZE):
                 raise SpecError(f"metric '{text}': {name} takes no size; write '{name}' or '{name}@EXTRACTOR'")
             size, full = int(match[1]), int(match[2]) if match[2] else None
+            if name == "scale-consistency" and (size < 2 or full is not None):
+                raise SpecError(f"metric '{text}': the factor is a whole number from 2 on, e.g. {name}@{SCALE}")
         else:
             chosen = part
     if chosen is not None:
@@ -183,7 +193,7 @@ def requirements(request: Request) -> list[Need]:
         return [Need("swd", lambda network, resolution: SwdPatches(_known(resolution, "swd")))]
     if family.name == "seam":
         period = request.size or 0
-        return [Need(f"seam{period}", lambda network, resolution: Seams(period))]
+        return [Need(f"seam{period}", lambda network, resolution: _with_borders(Seams(period), resolution))]
     if family.crop is None:
         return [Need(request.extractor, lambda network, resolution: network(request.extractor), family.role)]
     plan = crop_plan(request)
@@ -192,12 +202,12 @@ def requirements(request: Request) -> list[Need]:
         from hibench.extractors.crops import CropExtractor
 
         if request.full is not None and resolution is not None and min(resolution) != request.full:
-            raise SpecError(
+            raise Inapplicable(
                 f"{request.text}: the images are {resolution[1]}x{resolution[0]} px, "
                 f"not {request.full} px; write {family.name}@{plan.size}"
             )
         if resolution is not None and min(resolution) < plan.size:
-            raise SpecError(
+            raise Inapplicable(
                 f"{request.text}: a {plan.size} px crop does not fit {resolution[1]}x{resolution[0]} px images; "
                 "use a smaller crop"
             )
@@ -205,6 +215,14 @@ def requirements(request: Request) -> list[Need]:
         return None if base is None else CropExtractor(base, plan)
 
     return [Need(f"{request.extractor}+crop{plan.size}-{plan.label}", over_crops, family.role)]
+
+
+def _with_borders(seams: "Seams", resolution: tuple[int, int] | None) -> "Extractor":
+    if resolution is not None and min(resolution) <= seams.period:
+        raise Inapplicable(
+            f"seam@{seams.period}: {resolution[1]}x{resolution[0]} px images have no border at a period of {seams.period} px"
+        )
+    return seams
 
 
 def _known(resolution: tuple[int, int] | None, name: str) -> tuple[int, int]:
@@ -220,9 +238,7 @@ def honest_name(request: Request, extractor: "Extractor | None", resolution: tup
     crop metrics carry crop size, image size, count, scale law and seed: `pfid@256/1024-x1-native-s0`.
     """
     family = request.family
-    if family.source == "pairs":
-        return family.name
-    if family.source == "pixels":
+    if family.source in ("pairs", "pixels"):
         return f"{family.name}@{request.size}" if request.size else family.name
     base = getattr(extractor, "base", extractor)
     sha = getattr(base, "weights_sha256", "")
