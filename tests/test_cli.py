@@ -207,13 +207,14 @@ def test_show(run, fake):
 def test_score(run, fake):
     calls = fake("hibench.score", "run_score")
     args = ["--metrics", "fid,kid", "--metrics", "is", "--extractor", "vgg16", "--weights", "w.pt", "--crop", "8", "--json",
-            "--device", "cpu", "--prompts", "p.txt"]
+            "--device", "cpu", "--prompts", "p.txt", "--compile"]
     assert run("score", "a", "--reference", "b", *args)[0] == 0
     assert calls[0] == ((Path("a"), "b"), {"metrics": ["fid", "kid", "is"], "extractor": "vgg16", "weights": Path("w.pt"),
-                                           "crop": 8, "as_json": True, "device": "cpu", "prompts": Path("p.txt")})
+                                           "crop": 8, "as_json": True, "device": "cpu", "prompts": Path("p.txt"),
+                                           "compiled": True})
     run("score", "a")
     assert calls[1] == ((Path("a"), "scenes"), {"metrics": None, "extractor": None, "weights": None, "crop": None,
-                                                "as_json": False, "device": "auto", "prompts": None})
+                                                "as_json": False, "device": "auto", "prompts": None, "compiled": False})
 
 
 def test_test(run, fake):
