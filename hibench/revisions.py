@@ -129,7 +129,8 @@ def open_revision(name: str, work: Path, say: Callable[[str], None]) -> Iterator
     try:
         say(f"{name}: installing {commit[:10]} into an environment of its own")
         _install(tree, target)
-        yield Revision(f"{name} ({commit[:10]})", commit, False, path=target, tree=tree)
+        label = commit[:10] if commit.startswith(name) else f"{name} ({commit[:10]})"
+        yield Revision(label, commit, False, path=target, tree=tree)
     finally:
         _git(root, "worktree", "remove", "--force", str(tree))
         shutil.rmtree(work, ignore_errors=True)

@@ -118,7 +118,7 @@ def summary(nights):
 
 
 def experiment(scale=1.0, side_by_side=6):
-    """Every scenario, some nights at the same time: they sleep, so they disturb each other little. `scale` < 1: fewer nights."""
+    """Every scenario, some nights at the same time (they sleep, and disturb each other little); `scale` < 1: fewer nights."""
     plan = [name for name, (_, _, nights) in scenarios().items() for _ in range(max(1, round(nights * scale)))]
     with ProcessPoolExecutor(side_by_side, mp_context=multiprocessing.get_context("fork")) as pool:
         found = list(zip(plan, pool.map(one_night, plan)))

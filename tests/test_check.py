@@ -485,3 +485,41 @@ def test_the_verb_prints_json_alone(tmp_path, capsys):
     folder = compared(tmp_path, [speed()], [speed()])
     assert cli.main(["check", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["headline"].startswith("OK")
+
+
+# -- the workflows -------------------------------------------------------------------------------------------------------------
+
+
+def workflow(name: str) -> dict:
+    import yaml
+
+    return yaml.safe_load((Path(__file__).parent.parent / ".github" / "workflows" / name).read_text(encoding="utf-8"))
+
+
+def commands(job: dict) -> str:
+    return "\n".join(step.get("run", "") for step in job["steps"])
+
+
+def test_the_workflows_name_sweeps_and_files_that_exist():
+    from hibench.spec import load_spec
+
+    root = Path(__file__).parent.parent
+    suite = load_spec(root / "benchmarks.yaml")
+    told = commands(workflow("nightly.yml")["jobs"]["bench"])
+    for sweep in ("nightly", "weekly"):
+        assert f"--only {sweep}" in told
+        assert not suite.sweeps[sweep].default
+    assert "drift" in suite.sweeps["nightly"].measure
+    smoke = commands(workflow("ci.yml")["jobs"]["smoke"])
+    assert "hibench run tests/data/ci.yaml" in smoke
+    assert "--baseline reports/baselines/cpu.json" in smoke
+    load_spec(root / "tests" / "data" / "ci.yaml")
+
+
+def test_no_stranger_reaches_the_gpu_host_and_no_write_token_either():
+    nightly = workflow("nightly.yml")
+    assert set(nightly[True]) == {"schedule", "workflow_dispatch"}           # YAML 1.1 reads `on` as true
+    assert nightly["permissions"] == {"contents": "read"}
+    assert "permissions" not in nightly["jobs"]["bench"]
+    assert "${{ inputs" not in commands(nightly["jobs"]["bench"])
+    assert nightly["jobs"]["publish"]["runs-on"] == "ubuntu-latest"
