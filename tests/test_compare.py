@@ -245,8 +245,8 @@ def sleeper(method="m", cls="Sleeper", height=8, **options):
 
 
 def test_real_processes_that_sleep_longer_are_found(tmp_path):
-    base = [sleeper(height=h, seconds=0.02) for h in (8, 16)]
-    head = [sleeper(height=8, seconds=0.02), sleeper(height=16, seconds=0.032)]
+    base = [sleeper(height=h, seconds=0.03) for h in (8, 16)]
+    head = [sleeper(height=8, seconds=0.03), sleeper(height=16, seconds=0.12)]
     report = run_sleepers(tmp_path, base, head)
     assert "m/speed/16x16" in {row.key for row in report.of("regressed") if row.metric == "latency"}
     assert "m/speed/8x8" not in {row.key for row in report.of("regressed")}
@@ -258,3 +258,18 @@ def test_geometric_mean_of_changes_is_what_is_told(tmp_path):
     row = next(row for row in check(tmp_path)[0].rows if row.metric == "latency")
     logs = [math.log(h / b) for b, h in zip(seconds["base"], seconds["head"])] + [0.0] * (row.pairs - 3)
     assert row.change == pytest.approx(math.expm1(sum(logs) / len(logs)))
+
+
+@pytest.mark.slow
+def test_the_experiment_on_real_processes():
+    """A part of tests/gate_experiment.py; it needs a machine that does nothing else."""
+    from gate_experiment import experiment
+
+    found = experiment(scale=0.2)
+    assert found["identical"]["latency"].get("regressed", 0) == 0
+    slower = found["ten_percent_slower"]["latency"]
+    assert slower.get("regressed", 0) >= 0.99 * sum(slower.values())
+    assert found["one_of_20_slower"]["regressed"] == [["m7/speed/8x8 latency"]]
+    assert found["two_modes"]["latency"].get("regressed", 0) == 0
+    assert all("m3/speed/8x8 memory" in night for night in found["memory_2_percent_more"]["regressed"])
+    assert found["runs_out_of_memory"]["regressed"] == [["m/speed/32x32 status", "m/speed/64x64 status"]]
