@@ -1,4 +1,4 @@
-"""The gate on real processes that sleep: `python tests/gate_experiment.py reports/gate/experiment.json` (a quarter of an hour on an idle machine).
+"""The gate on real processes that sleep: `python tests/gate_experiment.py OUT.json`, on a machine that does nothing else.
 
 Every replicate is a process of its own (forked, so that it starts in milliseconds) whose pace is drawn at its start; times are
 taken by hibench.timing, pairs are ordered and stopped by hibench.compare, and verdicts are given by hibench.check.
