@@ -1,8 +1,9 @@
 """Speed of scoring against the installed peers, in one run over the same images: `pytest tests/perf -m perf -s`.
 
 A ratio only counts where the numbers agree, which is checked. Warm-up (imports, loading the weights on both sides,
-compilation) is outside the clock. Peer and hibench take turns, so that other work on the machine slows both; printed are seconds on the clock
-and seconds of CPU (with child processes), and the medians of the ratios. README.md beside this file holds what was measured.
+compilation) is outside the clock. Peer and hibench take turns, so that other work on the machine slows both; printed are
+seconds on the clock and seconds of CPU (with child processes), and the medians of the ratios. README.md beside this file holds
+what was measured.
 """
 
 from __future__ import annotations
