@@ -121,7 +121,8 @@ def score_cell(
     """
     from hibench.features import fit_paths, open_extractors, reference_features
     from hibench.job import resolve_device
-    from hibench.metrics.evaluate import BLOCKS, FeatureSet, evaluate
+    from hibench.metrics.evaluate import FeatureSet, evaluate
+    from hibench.metrics.spread import BLOCKS
     from hibench.references import open_reference
 
     resolution = (int(cell["height"]), int(cell["width"]))

@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from hibench.errors import HibenchError, SpecError
 from hibench.metrics.plan import SCALE, Inapplicable, Request, honest_name, requirements
+from hibench.metrics.spread import (
+    BLOCKS,
+    BOTH,
+    RECOMPUTED,
+    by_blocks,
+    by_jackknife,
+    left_out,
+    of_mean,
+    rows_of_crops,
+    too_few,
+)
 from hibench.stats import block_pm, block_rule, blocks_of, jackknife_pm, jackknife_rule
 
 if TYPE_CHECKING:
@@ -19,10 +30,7 @@ if TYPE_CHECKING:
     from hibench.features import Extractor, Extractors
     from hibench.metrics.frechet import Gaussian
 
-__all__ = ["BLOCKS", "FeatureSet", "Result", "Scores", "evaluate"]
-
-BLOCKS = 8  # seed blocks behind every ±
-RECOMPUTED = 4096  # largest set over which a distance of all pairs is computed again for each block
+__all__ = ["FeatureSet", "Result", "ScalePairs", "Scores", "evaluate"]
 
 
 @dataclass
@@ -72,60 +80,6 @@ class Scores:
     inapplicable: dict[str, str] = field(default_factory=dict)
 
 
-Pair = Callable[["NDArray[np.float32]", "NDArray[np.float32]"], float]
-Blocks = list["NDArray[np.int64]"]
-BOTH = "samples and reference"
-
-
-def _blocks(
-    function: Pair, x: "NDArray[np.float32]", y: "NDArray[np.float32]", blocks: int, least: int = 2
-) -> tuple[float | None, str]:
-    """± from disjoint blocks of both sets; None with the reason when a block would hold fewer than `least` images."""
-    blocks = min(blocks, len(x) // max(least, 2), len(y) // max(least, 2))
-    if blocks < 2:
-        return None, f"too few images for two disjoint blocks of {least}"
-    values = [function(x[a], y[b]) for a, b in zip(blocks_of(len(x), blocks), blocks_of(len(y), blocks))]
-    return block_pm(values), block_rule(blocks, BOTH)
-
-
-def _left_out(n: int, m: int, blocks: int, least: int = 2) -> tuple[Blocks, Blocks] | None:
-    """Blocks of samples and of reference to be left out together; None where fewer than `least` images would remain."""
-    blocks = min(blocks, n, m)
-    if blocks < 2 or min(n - math.ceil(n / blocks), m - math.ceil(m / blocks)) < max(least, 2):
-        return None
-    return blocks_of(n, blocks), blocks_of(m, blocks)
-
-
-def _too_few(least: int) -> str:
-    return f"too few images for a jackknife that leaves {least}"
-
-
-def _jackknife(
-    function: Pair, x: "NDArray[np.float32]", y: "NDArray[np.float32]", blocks: int, least: int = 2
-) -> tuple[float | None, str]:
-    """± by leaving out one block of both sets at a time; from disjoint blocks where `RECOMPUTED` images are exceeded.
-
-    Distances between sets are biased in small blocks, and their spread there exceeds that of the whole set many times.
-    """
-    import numpy as np
-
-    if max(len(x), len(y)) > RECOMPUTED:
-        return _blocks(function, x, y, blocks, least)
-    cut = _left_out(len(x), len(y), blocks, least)
-    if cut is None:
-        return None, _too_few(max(least, 2))
-    values = [function(np.delete(x, a, axis=0), np.delete(y, b, axis=0)) for a, b in zip(*cut)]
-    return jackknife_pm(values), jackknife_rule(len(values), BOTH)
-
-
-def _one_sided(values: Sequence[float], blocks: int) -> tuple[float | None, str]:
-    """± of a mean of per-image values, from disjoint blocks of samples."""
-    blocks = min(blocks, len(values))
-    if blocks < 2:
-        return None, "too few images for two disjoint blocks"
-    return block_pm([sum(values[i] for i in b) / len(b) for b in blocks_of(len(values), blocks)]), block_rule(blocks, "samples")
-
-
 class _Job:
     """One request over two feature sets; results that several metrics share are computed once (`memo`)."""
 
@@ -165,9 +119,6 @@ class _Job:
         out: NDArray[np.float32] = values.reshape(-1, values.shape[-1])
         return out
 
-    def by_image(self, function: Pair) -> Pair:
-        return lambda a, b: function(self.flat(a), self.flat(b))
-
     def gaussian(self) -> "Gaussian":
         """The Gaussian fitted to the reference, from its cache where it has one."""
         from hibench.metrics.frechet import cached_fit
@@ -184,10 +135,10 @@ class _Job:
 
         x, y = self.x(), self.y()
         value = distance(fit(self.flat(x)), self.gaussian())
-        cut = _left_out(len(x), len(y), self.blocks)
+        cut = left_out(len(x), len(y), self.blocks)
         if cut is None:
-            return Result(value, None, _too_few(2))
-        left = [fits_without_blocks(self.flat(z), _of_crops(z, b)) for z, b in zip((x, y), cut)]
+            return Result(value, None, too_few(2))
+        left = [fits_without_blocks(self.flat(z), rows_of_crops(z, b)) for z, b in zip((x, y), cut)]
         values = [distance(a, b) for a, b in zip(*left)]
         return Result(value, jackknife_pm(values), jackknife_rule(len(values), BOTH))
 
@@ -196,7 +147,7 @@ class _Job:
 
         x, y = self.x(), self.y()
         value, curve = frechet_infinity(x, self.gaussian())
-        pm = _blocks(lambda a, b: frechet_infinity(a, fit(b))[0], x, y, self.blocks, least=20)
+        pm = by_blocks(lambda a, b: frechet_infinity(a, fit(b))[0], x, y, self.blocks, least=20)
         return Result(value, *pm, extra={"curve": curve})
 
     def kernel(self) -> Result:
@@ -207,7 +158,7 @@ class _Job:
         extra: dict[str, Any] = {"subsets": 100, "subset_size": size}
         if size < min(len(x), len(y)):
             return Result(value, deviation, f"sd over 100 subsets of {size}", extra)
-        return Result(value, *_jackknife(kernel_distance_exact, x, y, self.blocks), extra=extra)
+        return Result(value, *by_jackknife(kernel_distance_exact, x, y, self.blocks), extra=extra)
 
     def inception_score(self) -> Result:
         from hibench.metrics.scores import inception_score
@@ -229,7 +180,7 @@ class _Job:
                 return 0.0
 
             whole = neighbours(x, y)
-            _, rule = _jackknife(collect, x, y, self.blocks, least=8)
+            _, rule = by_jackknife(collect, x, y, self.blocks, least=8)
             self.memo[key] = whole, parts, rule
         whole, parts, rule = self.memo[key]
         value = getattr(whole, name)
@@ -242,12 +193,13 @@ class _Job:
     def mind(self) -> Result:
         from hibench.metrics.sliced import mind
 
-        return Result(mind(self.x(), self.y()), *_jackknife(mind, self.x(), self.y(), self.blocks), extra={"directions": 1000})
+        x, y = self.x(), self.y()
+        return Result(mind(x, y), *by_jackknife(mind, x, y, self.blocks), extra={"directions": 1000})
 
     def cmmd(self) -> Result:
         from hibench.metrics.kernel import cmmd
 
-        return Result(cmmd(self.x(), self.y()), *_jackknife(cmmd, self.x(), self.y(), self.blocks))
+        return Result(cmmd(self.x(), self.y()), *by_jackknife(cmmd, self.x(), self.y(), self.blocks))
 
     def clip_score(self) -> Result:
         import hashlib
@@ -274,7 +226,7 @@ class _Job:
         digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
         return Result(
             float(scores.mean()),
-            *_one_sided(scores.tolist(), self.blocks),
+            *of_mean(scores.tolist(), self.blocks),
             extra={"prompts_digest": digest, "scale": 100, "prefix": ""},
         )
 
@@ -282,7 +234,7 @@ class _Job:
         from hibench.metrics.anyres import spectrum_distance
 
         x, y = self.x(), self.y()
-        return Result(spectrum_distance(x, y), *_jackknife(spectrum_distance, x, y, self.blocks))
+        return Result(spectrum_distance(x, y), *by_jackknife(spectrum_distance, x, y, self.blocks))
 
     def seam(self) -> Result:
         from hibench.metrics.anyres import seam_ratio
@@ -326,19 +278,13 @@ class _Job:
         values = found.psnr.astype(float).tolist()
         extra = {"n": len(values), "n_reference": len(values), "factor": factor, "resize": "box"}
         more = {"ssim": _mean(found.ssim), "mae": _mean(found.mae)}
-        return Result(sum(values) / len(values), *_one_sided(values, self.blocks), extra={**extra, **more})
+        return Result(sum(values) / len(values), *of_mean(values, self.blocks), extra={**extra, **more})
 
 
 def _mean(values: "NDArray[np.float32]") -> float | None:
     """None where a value is not defined (SSIM below its window)."""
     mean = float(values.mean(dtype=float))
     return mean if math.isfinite(mean) else None
-
-
-def _of_crops(values: "NDArray[np.float32]", blocks: Blocks) -> Blocks:
-    """Blocks of images [N, ..., D] as blocks of the rows of their crops."""
-    count = math.prod(values.shape[1:-1])
-    return [(b[:, None] * count + range(count)).reshape(-1) for b in blocks]
 
 
 _COMPUTE: Mapping[str, Callable[[_Job], Result]] = {
