@@ -32,12 +32,12 @@ def _noise(images: "torch.Tensor", strength: float) -> "torch.Tensor":
 
 
 def _hue(images: "torch.Tensor", strength: float) -> "torch.Tensor":
-    """Rotation about the grey axis, up to 120 degrees (red to green)."""
+    """Rotation about the grey axis, up to 90 degrees; at 120 red is green, green is blue, and all is in the palette again."""
     import math
 
     import torch
 
-    angle = 2 * math.pi / 3 * strength
+    angle = math.pi / 2 * strength
     c, s = math.cos(angle), math.sin(angle)
     k = torch.full((3, 3), 1 / 3)
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
