@@ -158,10 +158,11 @@ def test_a_hangup_is_ignored_where_it_was_ignored_before(tmp_path):
         text = fake_text("a: {}", "measure: [speed], resolution: [8]")
         assert bench(tmp_path, text, engine=Fake(fail=hang_up))[0] == 0
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert bench(tmp_path, text, engine=Fake(fail=hang_up), out="other")[0] == 130
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert bench(tmp_path, text, engine=Fake(fail=hang_up), out="other")[0] == 130
-    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_a_second_run_repeats_nothing_but_what_may_have_changed(faults):

@@ -18,7 +18,7 @@ from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import eps_loss
+from methods.diffusion.losses import per_sample, q_sample
 from methods.nn.autoencoder import VQModel
 from methods.nn.discriminator import NLayerDiscriminator, adaptive_weight, gradient_l1, hinge_loss
 from methods.nn.unet import UNet
@@ -198,11 +198,11 @@ def _train_first_stage(
         resume=resume,
         max_seconds=max_seconds,
     )
-    save_file(_half(model.state_dict()), out / "first_stage.safetensors")
     with torch.no_grad():
-        z = torch.cat(
-            [model.encode(_batch(data, torch.arange(i, i + 50), device)) for i in range(0, min(500, images - 50), 50)]
-        )
+        seen = range(0, min(500, images - 50), 50)
+        z = torch.cat([model.encode(_batch(data, torch.arange(i, i + 50), device)) for i in seen])
+    centre(model, z.mean((0, 2, 3)))
+    save_file(_half(model.state_dict()), out / "first_stage.safetensors")
     config = {**CONFIG, "scale_factor": round(1.0 / z.std().item(), 6)}
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     training.write_training_json(
@@ -217,10 +217,22 @@ def _train_first_stage(
     return result
 
 
+@torch.no_grad()
+def centre(model: VQModel, mean: Tensor) -> None:
+    """Move the latents by -mean [C] and everything after them back: the same autoencoder, with latents around zero."""
+    model.quant_conv.bias -= mean
+    model.quantize.embedding.weight -= mean
+    model.post_quant_conv.bias += model.post_quant_conv.weight[:, :, 0, 0] @ mean
+
+
 def _train_unet(
     out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
 ) -> dict[str, Any]:
-    """Noise prediction (L2) on latents encoded once; the moving average of the weights is what ships."""
+    """Noise prediction on latents encoded once; the moving average of the weights is what ships.
+
+    The L2 error of a step is weighted by min(SNR, 5) / SNR (Hang et al. 2023), so that a short training learns the coarse
+    colours of an image, which are decided at high noise, before its finest texture.
+    """
     o = _UNET
     steps = steps or int(o["steps"])
     if not (out / "first_stage.safetensors").exists():
@@ -236,6 +248,8 @@ def _train_unet(
     optimizer = torch.optim.AdamW(unet.parameters(), lr=o["rate"])
     betas = schedules.sqrt_linear_betas(config["linear_start"], config["linear_end"], config["timesteps"])
     cumprod = torch.from_numpy(schedules.alphas_cumprod(betas)).float().to(device)
+    snr = cumprod / (1 - cumprod)
+    weight = snr.clamp(max=5.0) / snr
 
     def step(k: int) -> dict[str, Tensor]:
         draw = training.step_generator(k)
@@ -244,7 +258,8 @@ def _train_unet(
         noise = torch.randn(z.shape, generator=draw).to(device)
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"]))
         with training.autocast(device):
-            loss = eps_loss(unet, z, t, noise, cumprod).loss
+            prediction = unet(q_sample(z, t, noise, cumprod), t)
+        loss = (weight[t] * per_sample(prediction, noise)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
