@@ -64,11 +64,13 @@ def batch_seeds(step: int, batch: int, count: int, seed: int = 0) -> "torch.Tens
     return order[k * batch : (k + 1) * batch]
 
 
-def autocast(device: str) -> "torch.amp.autocast_mode.autocast":
-    """bfloat16 autocast on a GPU, nothing on a CPU."""
+def autocast(device: str, cpu: bool = False) -> "torch.amp.autocast_mode.autocast":
+    """bfloat16 autocast on a GPU; with `cpu` also on a CPU that multiplies bfloat16 itself, else nothing there."""
     import torch
 
-    return torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda"))
+    if device.startswith("cuda"):
+        return torch.autocast("cuda", torch.bfloat16)
+    return torch.autocast("cpu", torch.bfloat16, enabled=cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def fit(

@@ -201,6 +201,17 @@ def test_losses_follow_their_formulas() -> None:
     assert losses.eps_loss(lambda x, _: x, z, t, noise, torch.from_numpy(ab)).vlb.isnan()
 
 
+def test_velocity_equals_diffusers() -> None:
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
+    generator = torch.Generator().manual_seed(0)
+    z, noise = torch.randn(2, 3, 3, 8, 8, generator=generator)
+    t = torch.tensor([3, 500, 999])
+    ab = torch.from_numpy(schedules.alphas_cumprod(schedules.sqrt_linear_betas(0.0015, 0.0195))).float()
+    torch.testing.assert_close(losses.velocity(z, t, noise, ab), scheduler.get_velocity(z, noise, t), rtol=1e-5, atol=1e-6)
+
+
 def test_ema_starts_from_the_model_and_warms_up() -> None:
     model = nn.Linear(1, 1)
     nn.init.constant_(model.weight, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -247,6 +248,35 @@ def write_folder(folder: Path, params: dict, seed: int = 0) -> LatentDiffusion:
     save_file({k: v.half() for k, v in network.unet.state_dict().items()}, folder / "unet.safetensors")
     (folder / "config.json").write_text(json.dumps(params | {"scale_factor": 0.5}))
     return network
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++2m"])
+def test_a_network_that_predicts_v_samples_as_one_that_predicts_eps(sampler: str) -> None:
+    """v = (eps - sqrt(1 - ab) x) / sqrt(ab), whatever the sampler, with guidance and concatenation as well."""
+    models = [LatentDiffusion({**configs.model_params("tiny"), "parameterization": kind}).eval() for kind in ("eps", "v")]
+    ab = torch.from_numpy(models[0].alphas_cumprod).float()
+    now: list[torch.Tensor] = []
+
+    def eps(x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(3 * x) + 0.3 * x.flip(-1)
+
+    def network(kind: str):
+        def forward(x: torch.Tensor, embeddings, **_: object) -> torch.Tensor:
+            t = now[int(embeddings[0])]
+            return eps(x) if kind == "eps" else (eps(x) - (1 - ab[t]).sqrt() * x) / ab[t].sqrt()
+        return forward
+
+    out = []
+    for diffusion in models:
+        plan = sampling.make_plan(diffusion, 10, sampler)
+        assert (plan.velocity is not None) == (diffusion.parameterization == "v")
+        now[:] = plan.table.timesteps
+        plan = dataclasses.replace(plan, embeddings=tuple((torch.tensor(i),) for i in range(len(plan))))
+        model.model.diffusion_model.forward = network(diffusion.parameterization)
+        out.append(sampling.sample_latents(diffusion, plan, (3, 8, 8), [4, 5]))
+    assert (out[0] - out[1]).abs().max() <= 1e-4 * out[0].abs().max()
+    with pytest.raises(SpecError, match="parameterization 'x0' is not known; it is eps or v"):
+        LatentDiffusion({**configs.model_params("tiny"), "parameterization": "x0"})
 
 
 def test_folder_of_safetensors(tmp_path: Path, official: dict) -> None:

@@ -1,4 +1,4 @@
-"""Training losses of eps-prediction diffusion: noising, L1 or L2, and the variational bound's weights."""
+"""Training losses of diffusion: noising, targets of eps- and v-prediction, L1 or L2, and the variational bound's weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from methods.diffusion.schedules import alphas_cumprod as cumprod
 
-__all__ = ["EpsLoss", "eps_loss", "per_sample", "q_sample", "vlb_weights"]
+__all__ = ["EpsLoss", "eps_loss", "per_sample", "q_sample", "velocity", "vlb_weights"]
 
 
 class EpsLoss(NamedTuple):
@@ -29,6 +29,11 @@ def q_sample(z: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Ten
     """x_t = sqrt(ab_t) z + sqrt(1 - ab_t) noise, for t int64 [B]."""
     ab = alphas_cumprod[t].view(-1, *[1] * (z.dim() - 1))
     return (ab.sqrt() * z + (1 - ab).sqrt() * noise).to(z.dtype)
+
+
+def velocity(z: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """v = sqrt(ab_t) noise - sqrt(1 - ab_t) z (arXiv 2202.00512, appendix D), for t int64 [B]."""
+    return q_sample(noise, t, -z, alphas_cumprod)
 
 
 def vlb_weights(betas: NDArray[np.float64]) -> NDArray[np.float64]:

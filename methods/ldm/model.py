@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hibench.errors import SpecError
 from methods.diffusion.schedules import alphas_cumprod, sqrt_linear_betas
 from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 from methods.nn.unet import UNet
@@ -40,6 +41,9 @@ class LatentDiffusion(nn.Module):
             params.get("linear_start", 1e-4), params.get("linear_end", 2e-2), params.get("timesteps", 1000))
         self.alphas_cumprod = alphas_cumprod(self.betas)
         self.loss_type = params.get("loss_type", "l2")
+        self.parameterization = params.get("parameterization", "eps")           # what the U-Net predicts
+        if self.parameterization not in ("eps", "v"):
+            raise SpecError(f"ldm: parameterization '{self.parameterization}' is not known; it is eps or v")
         self.elbo_weight = params.get("original_elbo_weight", 0.0)
         self.scale_factor = float(params.get("scale_factor", 1.0))
         self.scale_by_std = bool(params.get("scale_by_std", False))
@@ -50,7 +54,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def unet(self) -> UNet:
-        """The eps network."""
+        """The network that predicts eps or v."""
         return self.model.diffusion_model
 
     @property

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hibench.adapter import NULL_STAGE, Stage, seeded_noise
@@ -15,7 +17,7 @@ from methods.diffusion.schedules import respaced_timesteps, strided_timesteps
 from methods.ldm.model import LatentDiffusion
 
 __all__ = ["Patches", "Plan", "denoiser", "make_plan", "patch_origins", "patch_weight", "patchwise",
-           "run", "sample_latents"]
+           "run", "sample_latents", "velocity_scales"]
 
 SAMPLERS = ("ddim", "ddpm", "dpm++2m")
 Denoise = Callable[[Tensor, int], Tensor]
@@ -27,6 +29,7 @@ class Plan:
 
     table: ddim.Table | dpm.Table
     embeddings: tuple[tuple[Tensor, ...], ...]      # [step][residual block] -> [1, C_i]
+    velocity: tuple[tuple[Tensor, Tensor], ...] | None = None   # v-prediction: (sqrt(ab), sqrt(1 - ab)) of each step
 
     def __len__(self) -> int:
         return len(self.table)
@@ -58,7 +61,16 @@ def make_plan(model: LatentDiffusion, steps: int, sampler: str = "ddim", eta: fl
     else:
         raise SpecError(f"sampler '{sampler}' is not one of {', '.join(SAMPLERS)}")
     columns = model.unet.embed(table.timesteps)
-    return Plan(table, tuple(tuple(column[i:i + 1] for column in columns) for i in range(len(table))))
+    embeddings = tuple(tuple(column[i:i + 1] for column in columns) for i in range(len(table)))
+    return Plan(table, embeddings, velocity_scales(ab, table, device) if model.parameterization == "v" else None)
+
+
+def velocity_scales(ab: NDArray[np.float64], table: ddim.Table | dpm.Table,
+                    device: str | torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
+    """(sqrt(ab), sqrt(1 - ab)) of each step, float32 scalars on the device: eps = sqrt(ab) v + sqrt(1 - ab) x_t."""
+    alpha = ab[table.timesteps.cpu().numpy()]
+    scales = torch.from_numpy(np.stack([np.sqrt(alpha), np.sqrt(1 - alpha)], 1).astype(np.float32)).to(device)
+    return tuple((row[0], row[1]) for row in scales)
 
 
 def denoiser(model: LatentDiffusion, plan: Plan, *, context: Tensor | None = None, null: Tensor | None = None,
@@ -73,13 +85,19 @@ def denoiser(model: LatentDiffusion, plan: Plan, *, context: Tensor | None = Non
         context = torch.cat([null, context])
     dtype = model.unet.time_embed[0].weight.dtype
 
-    def evaluate(x: Tensor, i: int, more: Tensor | None) -> Tensor:
+    def predict(x: Tensor, i: int, more: Tensor | None) -> Tensor:
         if not guided:
-            return model.unet(x.to(dtype), context=context, embeddings=plan.embeddings[i], concat=more)
+            return model.unet(x, context=context, embeddings=plan.embeddings[i], concat=more)
         twice = None if more is None else torch.cat([more, more])
-        x = x.to(dtype)
-        eps = model.unet(torch.cat([x, x]), context=context, embeddings=plan.embeddings[i], concat=twice)
-        return ddim.guide(eps.float(), guidance)
+        both = model.unet(torch.cat([x, x]), context=context, embeddings=plan.embeddings[i], concat=twice)
+        return ddim.guide(both.float(), guidance)
+
+    def evaluate(x: Tensor, i: int, more: Tensor | None) -> Tensor:
+        predicted = predict(x.to(dtype), i, more)
+        if plan.velocity is None:
+            return predicted
+        signal, noise = plan.velocity[i]
+        return torch.addcmul(noise * x, signal, predicted.float())
 
     if patches is None:
         return lambda x, i: evaluate(x, i, concat)

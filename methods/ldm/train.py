@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import per_sample, q_sample
+from methods.diffusion.losses import per_sample, q_sample, velocity
 from methods.nn.autoencoder import VQModel
 from methods.nn.discriminator import NLayerDiscriminator, adaptive_weight, gradient_l1, hinge_loss
 from methods.nn.unet import UNet
@@ -31,6 +32,7 @@ CONFIG: dict[str, Any] = {  # official yaml structure; the T0 size of the mechan
     "linear_start": 0.0015,
     "linear_end": 0.0195,
     "timesteps": 1000,
+    "parameterization": "v",
     "scale_factor": 1.0,
     "first_stage_config": {
         "params": {
@@ -55,10 +57,10 @@ CONFIG: dict[str, Any] = {  # official yaml structure; the T0 size of the mechan
             "image_size": 16,
             "in_channels": 3,
             "out_channels": 3,
-            "model_channels": 32,
+            "model_channels": 64,
             "num_res_blocks": 1,
             "attention_resolutions": [2, 4],
-            "channel_mult": [1, 2, 3],
+            "channel_mult": [1, 1, 2],
             "num_head_channels": 32,
         }
     },
@@ -67,7 +69,7 @@ _FIRST: dict[str, Any] = {
     "steps": 6000, "batch": 12, "crop": 32, "whole_from": 0.7, "rate": 1e-3, "guide_until": 400, "codes_from": 300,
     "revive_until": 0.5, "gan_from": 0.6, "gan_weight": 0.2,
 }
-_UNET: dict[str, Any] = {"steps": 6000, "images": 25_000, "batch": 32, "rate": 6e-4, "ema": 0.999}
+_UNET: dict[str, Any] = {"steps": 11_000, "batch": 32, "rate": 1e-3, "ema": 0.999}
 
 
 def train(
@@ -228,10 +230,10 @@ def centre(model: VQModel, mean: Tensor) -> None:
 def _train_unet(
     out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
 ) -> dict[str, Any]:
-    """Noise prediction on latents encoded once; the moving average of the weights is what ships.
+    """Velocity prediction on latents encoded once; the moving average of the weights is what ships.
 
-    The L2 error of a step is weighted by min(SNR, 5) / SNR (Hang et al. 2023), so that a short training learns the coarse
-    colours of an image, which are decided at high noise, before its finest texture.
+    v (Salimans & Ho 2022) instead of the noise: at high noise, where an image's colours and layout are decided, the noise says
+    nothing about them. The error of x0 counts min(SNR + 1, 6) times (the weights of v, truncated as in Hang et al. 2023).
     """
     o = _UNET
     steps = steps or int(o["steps"])
@@ -240,7 +242,6 @@ def _train_unet(
             f"train ldm: no first stage at {out}; train it with: hibench train ldm --stage first-stage --out {out}"
         )
     config = json.loads((out / "config.json").read_text())
-    images = min(images, o["images"])
     latents = _latents(out, config, images, device)
     torch.manual_seed(1)
     unet = UNet.from_config(config["unet_config"]["params"]).to(device).train()
@@ -249,7 +250,7 @@ def _train_unet(
     betas = schedules.sqrt_linear_betas(config["linear_start"], config["linear_end"], config["timesteps"])
     cumprod = torch.from_numpy(schedules.alphas_cumprod(betas)).float().to(device)
     snr = cumprod / (1 - cumprod)
-    weight = snr.clamp(max=5.0) / snr
+    weight = (snr + 1).clamp(max=6.0) / (snr + 1)
 
     def step(k: int) -> dict[str, Tensor]:
         draw = training.step_generator(k)
@@ -257,9 +258,9 @@ def _train_unet(
         t = torch.randint(config["timesteps"], (len(z),), generator=draw).to(device)
         noise = torch.randn(z.shape, generator=draw).to(device)
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"]))
-        with training.autocast(device):
+        with training.autocast(device, cpu=True):
             prediction = unet(q_sample(z, t, noise, cumprod), t)
-        loss = (weight[t] * per_sample(prediction, noise)).mean()
+        loss = (weight[t] * per_sample(prediction, velocity(z, t, noise, cumprod))).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -291,21 +292,22 @@ def _train_unet(
 
 
 def _latents(out: Path, config: dict[str, Any], images: int, device: str) -> Tensor:
-    """Scaled latents before quantisation of every training image, float16 [images, 3, 16, 16]."""
+    """Scaled latents before quantisation of every training image, float16 [images, 3, 16, 16]; kept in `out` for resuming."""
+    kept = out / f"latents-{images}-{hashlib.sha256((out / 'first_stage.safetensors').read_bytes()).hexdigest()[:12]}.ckpt"
+    if kept.exists():
+        return load_file(kept)["latents"]
     params = config["first_stage_config"]["params"]
     model = VQModel(params["ddconfig"], params["n_embed"], params["embed_dim"])
     model.load_state_dict({k: v.float() for k, v in load_file(out / "first_stage.safetensors").items()})
     model.to(device).eval()
     data = _pixels(images)
+    latents = torch.empty(images, params["embed_dim"], RESOLUTION // model.factor, RESOLUTION // model.factor, dtype=torch.half)
     with torch.inference_mode():
-        return torch.cat(
-            [
-                (model.encode(_batch(data, torch.arange(i, min(i + 100, images)), device)) * config["scale_factor"])
-                .half()
-                .cpu()
-                for i in range(0, images, 100)
-            ]
-        ).clone()
+        for i in range(0, images, 20):
+            index = torch.arange(i, min(i + 20, images))
+            latents[index] = (model.encode(_batch(data, index, device)) * config["scale_factor"]).half().cpu()
+    save_file({"latents": latents}, kept)
+    return latents
 
 
 def _reconstruction(model: VQModel, device: str, count: int = 200) -> dict[str, float]:
