@@ -272,7 +272,7 @@ def test_a_network_that_predicts_v_samples_as_one_that_predicts_eps(sampler: str
         assert (plan.velocity is not None) == (diffusion.parameterization == "v")
         now[:] = plan.table.timesteps
         plan = dataclasses.replace(plan, embeddings=tuple((torch.tensor(i),) for i in range(len(plan))))
-        model.model.diffusion_model.forward = network(diffusion.parameterization)
+        diffusion.model.diffusion_model.forward = network(diffusion.parameterization)
         out.append(sampling.sample_latents(diffusion, plan, (3, 8, 8), [4, 5]))
     assert (out[0] - out[1]).abs().max() <= 1e-4 * out[0].abs().max()
     with pytest.raises(SpecError, match="parameterization 'x0' is not known; it is eps or v"):
