@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 import sys
@@ -183,18 +184,27 @@ def show(
     steps: Annotated[int | None, Option("--steps", min=1, help="Sampler steps; not given: the method's own.")] = None,
     sparsity: Annotated[float, Option("--sparsity", help="Fraction of coordinates not evaluated, in [0, 1).")] = 0.0,
     option: Annotated[list[str] | None, Option("--option", metavar="NAME=VALUE", help="An option of the method.")] = None,
+    task: Annotated[str | None, Option("--task", metavar="NAME", help="Draw an application of the method instead.")] = None,
     device: Device = "auto",
 ) -> int:
-    """Draw a grid of images.
+    """Draw a grid of images, or what a method can do besides generating.
 
     \b
       hibench show scenes --resolution 512 --count 16 --out grid.png
       hibench show ldm --steps 50 --resolution 128 --out ldm.png
+      hibench show infty-diff --task super-resolution --resolution 256 --count 4 --out larger.png
     """
     _check_device(device)
     if not 0 <= sparsity < 1:
         raise SpecError(f"--sparsity {sparsity:g} is out of range: from 0 to 1 excluded")
     size, options = _resolution(resolution), _options(option)
+    if task is not None:
+        if sparsity:
+            raise SpecError("--sparsity does not go together with --task")
+        from hibench.show import run_show_task
+
+        return run_show_task(what, task, resolution=size, count=count, seed=seed, out=out, steps=steps, device=device,
+                             options=options)
     from hibench.show import run_show
 
     return run_show(what, resolution=size, count=count, seed=seed, out=out, steps=steps, sparsity=sparsity, device=device,
@@ -331,6 +341,7 @@ def train(
     out: Annotated[Path | None, Option("--out", help="For weights and checkpoints; not given: runs/NAME.")] = None,
     steps: Annotated[int | None, Option("--steps", min=1, help="Instead of the method's own number.")] = None,
     stage: Annotated[str | None, Option("--stage", help="One stage only, where a method has several.")] = None,
+    variant: Annotated[str | None, Option("--variant", metavar="NAME", help="Another model, e.g. of an ablation.")] = None,
     resume: Annotated[bool, Option("--resume/--no-resume", help="Go on from a checkpoint in OUT.")] = True,
     max_seconds: Annotated[float | None, Option("--max-seconds", min=0, help="Stop then; a later call goes on.")] = None,
     device: Device = "auto",
@@ -339,14 +350,18 @@ def train(
 
     \b
       hibench train ldm --out runs/ldm
+      hibench train infty-diff --variant 8x --out runs/8x
       hibench train scenes-clip --steps 100 --out runs/try
     """
     _check_device(device)
     function = _training(name)
+    parameters = inspect.signature(function).parameters.values()
+    if variant is not None and not any(p.name == "variant" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise SpecError(f"--variant {variant}: {name} has no variants")
     from hibench.job import resolve_device
 
-    target = out or Path("runs") / name
-    choices = {"steps": steps, "stage": stage, "max_seconds": max_seconds}
+    target = out or Path("runs") / (name if variant is None else f"{name}-{variant}")
+    choices = {"steps": steps, "stage": stage, "variant": variant, "max_seconds": max_seconds}
     asked = {key: value for key, value in choices.items() if value is not None}
     function(target, device=resolve_device(device), resume=resume, **asked)
     print(f"{name}: weights in {target}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibench.errors import SpecError
+from hibench.errors import SpecError, did_you_mean
 from hibench.tables import Line, resolution_text
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hibench.draw import Drawn
 
-__all__ = ["captioned_grid", "fit", "run_show", "sample_grid"]
+__all__ = ["captioned_grid", "fit", "labelled_rows", "run_show", "run_show_task", "sample_grid"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf")
 GAP, SIDES = 6, (256, 192, 128, 64)                       # pixels at 200 dpi
@@ -199,11 +199,7 @@ def run_show(what: str, *, resolution: int | tuple[int, int], count: int, seed: 
     from the method. Returns the exit code 0."""
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     out = Path(out)
-    if count < 1 or height < 1 or width < 1:
-        raise SpecError(f"show: {count} images of {height}x{width} pixels cannot be drawn; give numbers above 0")
-    if out.suffix.lower() not in SUFFIXES:
-        raise SpecError(f"show: --out {out}: unknown picture format '{out.suffix}'; use one of {' '.join(SUFFIXES)}")
-    seeds = list(range(seed, seed + count))
+    seeds = _check(height, width, count, seed, out)
     if what == "scenes":
         from hibench.references import scenes
 
@@ -234,3 +230,68 @@ def _generate(what: str, resolution: tuple[int, int], seeds: list[int], steps: i
     finally:
         adapter.close()
     return np.stack(images), [f"seed {seed}" for seed in seeds]
+
+
+def run_show_task(what: str, task: str, *, resolution: tuple[int, int], count: int, seed: int, out: Path,
+                  steps: int | None = None, device: str = "auto", options: dict[str, Any] | None = None) -> int:
+    """Draw an application of a method, e.g. inpainting, for `count` scenes from seed `seed` on: its rows, labelled.
+
+    An adapter that has such applications names them in `tasks: ClassVar[tuple[str, ...]]` and computes one in
+    `run_task(task, resolution, seeds, *, steps=None)`, a list of rows (label, uint8 [B, 3, h, w]). Raises SpecError for a
+    task that the method does not have, MissingWeights or UnknownMethod from the method. Returns the exit code 0."""
+    from hibench.job import resolve_device
+    from hibench.registry import load_adapter
+
+    out = Path(out)
+    seeds = _check(*resolution, count, seed, out)
+    adapter_class = load_adapter(what)
+    known = tuple(getattr(adapter_class, "tasks", ()))
+    if task not in known:
+        there = f"it has: {', '.join(known)}" if known else "it has none"
+        raise SpecError(f"show: {what} has no task '{task}'{did_you_mean(task, known)}; {there}")
+    adapter: Any = adapter_class("reference", options or {}, resolve_device(device), "float32")
+    adapter.load()
+    try:
+        rows = [(label, images.cpu().numpy()) for label, images in adapter.run_task(task, resolution, seeds, steps=steps)]
+    finally:
+        adapter.close()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    labelled_rows(rows).save(out)
+    print(f"{out}: {task}, {len(rows)} rows of {count} images")
+    return 0
+
+
+def _check(height: int, width: int, count: int, seed: int, out: Path) -> list[int]:
+    """The seeds to draw; SpecError for what cannot be drawn."""
+    if count < 1 or height < 1 or width < 1:
+        raise SpecError(f"show: {count} images of {height}x{width} pixels cannot be drawn; give numbers above 0")
+    if out.suffix.lower() not in SUFFIXES:
+        raise SpecError(f"show: --out {out}: unknown picture format '{out.suffix}'; use one of {' '.join(SUFFIXES)}")
+    return list(range(seed, seed + count))
+
+
+def labelled_rows(rows: Sequence[tuple[str, Any]]) -> "Image":
+    """Rows (label, uint8 [B, 3, h, w], any array) under one another, every image enlarged to the size of the largest.
+
+    The labels stand on the left; smaller images are enlarged by whole numbers without smoothing where that fits."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    pictures = [(label, np.moveaxis(np.asarray(images, dtype=np.uint8), 1, -1)) for label, images in rows]
+    side = max(max(images.shape[1:3]) for _, images in pictures)
+    tall, wide = (max(images.shape[axis] * side // max(images.shape[1:3]) for _, images in pictures) for axis in (1, 2))
+    size = max(11, min(20, round(side / 14)))
+    font, gap = _font(size), max(4, size // 3)
+    labels = [_wrap(label, font, max(90, side)) for label, _ in pictures]
+    left = gap * 2 + round(max(font.getlength(line) for lines in labels for line in lines))
+    count = max(len(images) for _, images in pictures)
+    sheet = Image.new("RGB", (left + count * (wide + gap), gap + len(rows) * (tall + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (_, images) in enumerate(pictures):
+        y = gap + row * (tall + gap)
+        for number, line in enumerate(labels[row]):
+            draw.text((gap, y + tall / 2 + (number - len(labels[row]) / 2) * size * 1.25), line, fill=(40, 40, 40), font=font)
+        for position, pixels in enumerate(images):
+            image = fit(Image.fromarray(pixels), side)
+            sheet.paste(image, (left + position * (wide + gap) + (wide - image.width) // 2, y + (tall - image.height) // 2))
+    return sheet
