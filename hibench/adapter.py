@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["NULL_STAGE", "STAGES", "Adapter", "Resolution", "Stage", "seeded_noise", "to_uint8"]
+__all__ = ["NULL_STAGE", "STAGES", "Adapter", "Batched", "Resolution", "Stage", "seeded_noise", "to_uint8"]
 
 Resolution = tuple[int, int]  # (height, width) in pixels
 STAGES = ("encode", "denoise", "decode")
@@ -47,9 +47,9 @@ class Adapter(Protocol):
     """What a method has to offer (DESIGN §3).
 
     Optional: `generate_batch(resolution, seeds, *, steps=None, sparsity=0.0, prompts=None, stage=NULL_STAGE)` which returns
-    uint8 [B, 3, H, W]; `train(out, ...)`, behind `hibench train`; `golden(case)`, behind `hibench test --golden`;
-    `weights_digest()`, the SHA-256 of what was loaded; `parameters()`, the number of parameters;
-    `default_steps: ClassVar[int]`, what `steps=None` means; `licence: ClassVar[str]`, of the weights.
+    uint8 [B, 3, H, W] (class `Batched` then gives `generate`); `train(out, ...)`, behind `hibench train`; `golden(case)`,
+    behind `hibench test --golden`; `weights_digest()`, the SHA-256 of what was loaded; `parameters()`, the number of
+    parameters; `default_steps: ClassVar[int]`, what `steps=None` means; `licence: ClassVar[str]`, of the weights.
     """
 
     name: ClassVar[str]
@@ -83,6 +83,26 @@ class Adapter(Protocol):
     def close(self) -> None:
         """Free everything."""
         ...
+
+
+class Batched:
+    """`generate` for an adapter that has `generate_batch`: a batch of one."""
+
+    generate_batch: "Callable[..., torch.Tensor]"
+
+    def generate(
+        self,
+        resolution: Resolution,
+        seed: int,
+        *,
+        steps: int | None = None,
+        sparsity: float = 0.0,
+        prompt: str | None = None,
+        stage: Stage = NULL_STAGE,
+    ) -> "torch.Tensor":
+        """One image, uint8 [3, H, W] on the device."""
+        prompts = None if prompt is None else [prompt]
+        return self.generate_batch(resolution, [seed], steps=steps, sparsity=sparsity, prompts=prompts, stage=stage)[0]
 
 
 def seeded_noise(

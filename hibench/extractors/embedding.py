@@ -82,8 +82,11 @@ class ScenesClipExtractor:
     resize = "box-64"
 
     def __init__(self, model: Any) -> None:
+        from hibench.scenes_clip import CLASS_PROMPTS, EMBED_DIM
+
         self.model, self.weights_sha256, self.name = model, model.weights_sha256, "scenes-clip"
-        self.outputs, self.roles = {"embed": 128, "logits": 64}, {"features": "embed", "logits": "logits", "text": "embed"}
+        self.outputs = {"embed": EMBED_DIM, "logits": len(CLASS_PROMPTS)}
+        self.roles = {"features": "embed", "logits": "logits", "text": "embed"}
 
     def __call__(self, images: "torch.Tensor") -> "dict[str, torch.Tensor]":
         embed = self.model.encode_image(images)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hibench.references import scenes
 from hibench.weights import cache_directory
 
-__all__ = ["TRAINING_SEED", "cache_directory", "rendered"]
+__all__ = ["TRAINING_SEED", "cache_directory", "rendered", "say"]
 
 TRAINING_SEED = 10**9  # training uses seeds from here on; samples and references use smaller ones
 _CHUNK = 500
@@ -38,9 +38,9 @@ def rendered(
     total = int(path.stem.partition("+")[2].partition("@")[0])
     done = int(mark.read_text()) if mark.exists() and path.exists() else 0
     if done < count:
-        mode = "r+" if path.exists() and path.stat().st_size == count * 3 * resolution**2 else "w+"
-        images = np.memmap(path, np.uint8, "r+" if mode == "r+" else "w+", shape=(count, 3, resolution, resolution))
-        done = done if mode == "r+" else 0
+        begun = path.exists() and path.stat().st_size == count * 3 * resolution**2
+        images = np.memmap(path, np.uint8, "r+" if begun else "w+", shape=(count, 3, resolution, resolution))
+        done = done if begun else 0
         while done < count:
             end = min(done + _CHUNK, count)
             images[done:end] = scenes.render(range(first_seed + done, first_seed + end), resolution).numpy()
@@ -50,6 +50,12 @@ def rendered(
             if progress:
                 progress(done, count)
     return np.memmap(path, np.uint8, "r", shape=(total, 3, resolution, resolution))[:count]
+
+
+def say(done: int, total: int) -> None:
+    """Progress for people: a line every 5000 scenes."""
+    if done % 5000 == 0 or done == total:
+        print(f"scenes: rendered {done}/{total}", flush=True)
 
 
 def _files(folder: Path, first_seed: int, resolution: int) -> Iterator[tuple[Path, int]]:

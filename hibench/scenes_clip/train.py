@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hibench import scenes_clip, training
 from hibench.references import scenes
-from hibench.references.scene_cache import TRAINING_SEED, rendered
+from hibench.references.scene_cache import TRAINING_SEED, rendered, say
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def train(
     import torch
     import torch.nn.functional as F
 
-    data = rendered(images, scenes_clip.INPUT_SIZE, progress=_progress)
+    data = rendered(images, scenes_clip.INPUT_SIZE, progress=say)
     torch.manual_seed(0)
     network = scenes_clip.build().to(device, memory_format=torch.channels_last).train()
     decayed = [p for p in network.parameters() if p.ndim >= 2]
@@ -81,11 +81,6 @@ def train(
         held_out=scores,
     )
     return scores
-
-
-def _progress(done: int, count: int) -> None:
-    if done % 5000 == 0:
-        print(f"scenes: rendered {done}/{count}")
 
 
 def _save(network: Any, path: Path) -> Path:

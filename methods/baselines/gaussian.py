@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hibench.adapter import NULL_STAGE, Resolution, Stage, seeded_noise, to_uint8
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, seeded_noise, to_uint8
 from hibench.errors import MissingWeights, SpecError
 from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered
@@ -26,7 +26,7 @@ WEIGHTS = Path(__file__).parent / "gaussian.safetensors"
 SIDE, COMPONENTS = 64, 256
 
 
-class Gaussian:
+class Gaussian(Batched):
     """x = mean + Σ σ_k z_k v_k over 256 principal components of 64-px scenes; other sizes by antialiased bicubic."""
 
     name: ClassVar[str] = "gaussian"
@@ -53,19 +53,6 @@ class Gaussian:
         if not self.path.is_file():
             raise MissingWeights(f"gaussian: no weights at {self.path}; make them with: hibench train gaussian")
         self.tensors = {k: v.to(self.device).float() for k, v in load_file(self.path).items()}
-
-    def generate(
-        self,
-        resolution: Resolution,
-        seed: int,
-        *,
-        steps: int | None = None,
-        sparsity: float = 0.0,
-        prompt: str | None = None,
-        stage: Stage = NULL_STAGE,
-    ) -> Tensor:
-        """One image, uint8 [3, H, W]."""
-        return self.generate_batch(resolution, [seed], stage=stage)[0]
 
     def generate_batch(
         self,

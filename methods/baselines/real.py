@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hibench.adapter import NULL_STAGE, Resolution, Stage
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage
 from hibench.errors import SpecError
 from hibench.references import scenes
 
 __all__ = ["Real"]
 
 
-class Real:
+class Real(Batched):
     """Scene number `seed`, rendered at the asked resolution: seeds below 10⁶, which no reference and no training uses."""
 
     name: ClassVar[str] = "real"
@@ -38,19 +38,6 @@ class Real:
 
     def load(self) -> None:
         """Nothing to load."""
-
-    def generate(
-        self,
-        resolution: Resolution,
-        seed: int,
-        *,
-        steps: int | None = None,
-        sparsity: float = 0.0,
-        prompt: str | None = None,
-        stage: Stage = NULL_STAGE,
-    ) -> Tensor:
-        """One scene, uint8 [3, H, W]."""
-        return self.generate_batch(resolution, [seed], stage=stage)[0]
 
     def generate_batch(
         self,

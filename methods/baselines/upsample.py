@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hibench.adapter import NULL_STAGE, Resolution, Stage
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage
 from methods.ldm import LDM
 
 __all__ = ["Upsample"]
@@ -18,7 +18,7 @@ __all__ = ["Upsample"]
 SIDE = 64  # the shorter side that the LDM generates
 
 
-class Upsample:
+class Upsample(Batched):
     """LDM at 64 px (the shorter side), then PIL's Lanczos filter; weights and options are the LDM's."""
 
     name: ClassVar[str] = "upsample"
@@ -51,19 +51,6 @@ class Upsample:
     def load(self) -> None:
         """Load the LDM."""
         self.base.load()
-
-    def generate(
-        self,
-        resolution: Resolution,
-        seed: int,
-        *,
-        steps: int | None = None,
-        sparsity: float = 0.0,
-        prompt: str | None = None,
-        stage: Stage = NULL_STAGE,
-    ) -> Tensor:
-        """One image, uint8 [3, H, W]."""
-        return self.generate_batch(resolution, [seed], steps=steps, sparsity=sparsity, stage=stage)[0]
 
     def generate_batch(
         self,

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hibench.adapter import NULL_STAGE, Resolution, Stage, to_uint8
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, to_uint8
 from hibench.errors import AdapterError, MissingWeights, SpecError
 from methods.diffusion.schedules import check_steps
 from methods.ldm.configs import MODELS, model_params
@@ -28,7 +28,7 @@ REFERENCE = Path(__file__).parent / "reference"
 DECODE_PIXELS = 1 << 22                             # decode at most this many pixels at a time
 
 
-class LDM:
+class LDM(Batched):
     """Latent diffusion: DDIM in the latent space of an autoencoder, directly at the size of the canvas.
 
     weights: "reference" (trained on scenes at 64 px) | "random" (with options: config) | a path: a CompVis `model.ckpt` or a
@@ -133,12 +133,6 @@ class LDM:
         for name in names:
             if not (self.path / name).exists():
                 raise MissingWeights(f"ldm: {self.path / name} is missing; get it with: hibench train ldm --out {self.path}")
-
-    def generate(self, resolution: Resolution, seed: int, *, steps: int | None = None, sparsity: float = 0.0,
-                 prompt: str | None = None, stage: Stage = NULL_STAGE) -> "Tensor":
-        """One image, uint8 [3, H, W] on the device."""
-        prompts = None if prompt is None else [prompt]
-        return self.generate_batch(resolution, [seed], steps=steps, sparsity=sparsity, prompts=prompts, stage=stage)[0]
 
     def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
                        prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> "Tensor":

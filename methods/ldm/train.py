@@ -16,7 +16,7 @@ from hibench import training
 from hibench.adapter import to_uint8
 from hibench.errors import MissingWeights, SpecError
 from hibench.references import scenes
-from hibench.references.scene_cache import TRAINING_SEED, rendered
+from hibench.references.scene_cache import TRAINING_SEED, rendered, say
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
 from methods.diffusion.losses import per_sample, q_sample, velocity
@@ -100,7 +100,7 @@ def train(
 
 
 def _pixels(images: int) -> Any:
-    return rendered(images, RESOLUTION, progress=lambda d, n: print(f"scenes: rendered {d}/{n}") if d % 5000 == 0 else None)
+    return rendered(images, RESOLUTION, progress=say)
 
 
 def _batch(data: Any, index: Tensor, device: str) -> Tensor:
