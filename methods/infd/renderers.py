@@ -171,33 +171,39 @@ class LIIF(nn.Module):
         """The weight with respect to which the adaptive discriminator weight is taken."""
         return self.net[-1].weight
 
-    def _at(self, feature: Tensor, query: Query, row: Tensor, column: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _cells(self, phi: Tensor) -> Tensor:
+        """The first layer's part that depends on the feature alone, once per cell: [B, H, W, hidden]."""
+        height, width = phi.shape[2:]
+        if self.unfold:
+            phi = F.unfold(phi, 3, padding=1).view(len(phi), -1, height, width)
+        first = self.net[0]
+        return F.linear(phi.permute(0, 2, 3, 1), first.weight[:, :-4], first.bias)
+
+    def _at(self, cells: Tensor, query: Query, row: Tensor, column: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Prediction from the cells [B, h], [B, w], float [B, h, w, 3], and the area of pixel and cell centre, [B, h, w]."""
-        height, width = feature.shape[1:3]
-        picked = feature[images[:, None, None], row[:, :, None], column[:, None, :]]
+        height, width = cells.shape[1:3]
+        picked = cells[images[:, None, None], row[:, :, None], column[:, None, :]]
         down, right = relative(query.rows, row, height)[:, :, None], relative(query.columns, column, width)[:, None, :]
         shape = picked.shape[:3]
-        cell = (query.cell * query.cell.new_tensor([height, width]))[:, None, None].expand(*shape, 2)
-        more = [down.expand(shape)[..., None], right.expand(shape)[..., None], cell]
-        colour = self.net(torch.cat([picked, *(part.to(picked.dtype) for part in more)], dim=-1))
+        size = (query.cell * query.cell.new_tensor([height, width]))[:, None, None].expand(*shape, 2)
+        place = torch.cat([down.expand(shape)[..., None], right.expand(shape)[..., None], size], dim=-1).to(picked.dtype)
+        colour = self.net[1:](picked + F.linear(place, self.net[0].weight[:, -4:]))
         return colour, (down * right).abs().expand(shape) + 1e-9
 
     def forward(self, phi: Tensor, query: Query, images: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, 3, h, w]."""
         height, width = phi.shape[2:]
-        if self.unfold:
-            phi = F.unfold(phi, 3, padding=1).view(len(phi), -1, height, width)
-        feature = phi.permute(0, 2, 3, 1)
+        cells = self._cells(phi)
         images = which(phi, query) if images is None else images
         batch = len(images)
         rows, columns = query.rows.expand(batch, -1), query.columns.expand(batch, -1)
         query = Query(rows, columns, query.cell.expand(batch, -1))
         if not self.ensemble:
-            colour, _ = self._at(feature, query, nearest(rows, height), nearest(columns, width), images)
+            colour, _ = self._at(cells, query, nearest(rows, height), nearest(columns, width), images)
             return colour.permute(0, 3, 1, 2)
         places = [[nearest((axis + side / n + 1e-6).clamp(-1 + 1e-6, 1 - 1e-6), n) for side in (-1, 1)]
                   for axis, n in ((rows, height), (columns, width))]
-        corners = [self._at(feature, query, row, column, images) for row in places[0] for column in places[1]]
+        corners = [self._at(cells, query, row, column, images) for row in places[0] for column in places[1]]
         total = sum(area for _, area in corners)
         blended = sum(colour * (area / total)[..., None].to(colour.dtype)
                       for (colour, _), (_, area) in zip(corners, reversed(corners)))

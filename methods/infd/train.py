@@ -320,7 +320,7 @@ def _start_unet(model: INFDModel) -> str:
     return "the U-Net of the reference LDM"
 
 
-def _reconstruction(model: INFDModel, device: str, count: int = 48) -> dict[str, Any]:
+def _reconstruction(model: INFDModel, device: str, count: int = 24) -> dict[str, Any]:
     """Held-out scenes through encoder, codebook, decoder and renderer: PSNR in dB against the exact scene, and how strong the
     differences of neighbouring pixels are compared to it (1: as sharp), by side in pixels."""
     from hibench.scenes_clip.train import HELD_OUT_SEED
