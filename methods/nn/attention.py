@@ -22,7 +22,7 @@ class AttentionBlock(nn.Module):
     """Residual self-attention over all pixels (ADM, arXiv 2105.05233).
 
     `new_order=False` is the layout of published checkpoints: the 3C outputs of `qkv` are [heads][q, k, v];
-    `True` is [q, k, v][heads]. The scale is 1/sqrt(C / heads).
+    `True` is [q, k, v][heads]. The scale is 1/sqrt(C / heads). Narrow maps have one channel per group of the normalisation.
     """
 
     def __init__(self, channels: int, heads: int, new_order: bool = False) -> None:
@@ -31,7 +31,7 @@ class AttentionBlock(nn.Module):
             raise ValueError(f"{channels} channels do not divide into {heads} attention heads")
         self.heads = heads
         self.new_order = new_order
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = nn.GroupNorm(min(32, channels), channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
         nn.init.zeros_(self.proj_out.weight)

@@ -1,0 +1,1 @@
+"""Patch-DM: denoising in patches with a collage of their features (Ding et al., ICLR 2024, arXiv 2308.01316)."""

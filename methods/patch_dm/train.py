@@ -1,0 +1,320 @@
+"""Train the reference Patch-DM on scenes at 64 px: the U-Net with its semantic encoder, then the prior over its codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hibench import training
+from hibench.errors import MissingWeights, SpecError, did_you_mean
+from hibench.references import scenes
+from hibench.references.scene_cache import TRAINING_SEED, rendered
+from methods.diffusion.ema import EMA
+from methods.diffusion.losses import per_sample, q_sample
+from methods.ldm.checkpoint import fill
+from methods.patch_dm.model import PatchDM, build, diffusion_alphas_cumprod
+from methods.patch_dm.prior import LatentPrior, prior_alphas_cumprod
+from methods.patch_dm.window import cut, noised, predict, window_losses
+
+__all__ = ["CONFIG", "STAGES", "VARIANTS", "Variant", "folder_of", "train", "variant_config"]
+
+STAGES = ("unet", "prior")
+IMAGES, RESOLUTION, PATCH, CODE = 25_000, 64, 16, 128
+CONFIG: dict[str, Any] = {  # official field names; `input_size` is ours: the semantic encoder reads the image at 32 px
+    "patch_size": PATCH,
+    "img_size": RESOLUTION,
+    "cfg": True,
+    "latent_znormalize": True,
+    "BeatGANsAutoencConfig": {
+        "image_size": RESOLUTION,
+        "in_channels": 3,
+        "out_channels": 3,
+        "model_channels": 32,
+        "channel_mult": [1, 1, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [16],
+        "num_heads": 1,
+        "resblock_updown": True,
+        "dropout": 0.0,
+        "embed_channels": CODE,
+        "enc_out_channels": CODE,
+        "semantic_enc": True,
+        "latent_net_conf": {
+            "num_channels": CODE,
+            "num_hid_channels": 512,
+            "num_layers": 6,
+            "skip_layers": [1, 2, 3, 4, 5],
+            "num_time_emb_channels": 64,
+            "num_time_layers": 2,
+            "use_norm": True,
+            "condition_bias": 1,
+        },
+    },
+    "BeatGANsEncoderConfig": {
+        "image_size": 32,
+        "in_channels": 3,
+        "model_channels": 32,
+        "out_channels": CODE,
+        "num_res_blocks": 1,
+        "attention_resolutions": [16],
+        "channel_mult": [1, 2, 2, 2],
+        "resblock_updown": True,
+        "dropout": 0.0,
+        "input_size": 32,
+    },
+}
+
+
+class Variant(NamedTuple):
+    """One row of the paper's ablation: what the network is trained to know, and for how long."""
+
+    collage: bool = True                            # the shifted term; without it patches lie anywhere, at real positions
+    code: bool = True
+    position: bool = True
+    steps: int = 1800
+    prior_steps: int = 3000
+
+
+VARIANTS = {
+    "main": Variant(steps=9000, prior_steps=8000),
+    "feature": Variant(),                           # as main, at the budget of the others
+    "none": Variant(collage=False),                 # serves no collage and the collage of pixels: they differ in sampling only
+    "no-position": Variant(position=False),
+    "no-code": Variant(code=False),
+}
+_UNET: dict[str, Any] = {"batch": 8, "rate": 1e-3, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5}
+_PRIOR: dict[str, Any] = {"batch": 256, "rate": 1e-3, "weight_decay": 0.01}
+
+
+def train(
+    out: Path,
+    *,
+    stage: str | None = None,
+    variant: str = "main",
+    steps: int | None = None,
+    images: int = IMAGES,
+    device: str = "cpu",
+    resume: bool = True,
+    max_seconds: float | None = None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Train one stage of a variant, or both in turn; `main` is written to `out`, another variant to out/VARIANT.
+
+    Writes unet.safetensors (with the semantic encoder), prior.safetensors (with the statistics of codes), config.json and
+    training-*.json. `steps` replaces the stage's own number. A stage stopped by `max_seconds` or Ctrl-C goes on next time.
+    """
+    if stage not in (None, *STAGES):
+        raise SpecError(f"train patch-dm: stage '{stage}' is not known; it is one of: {', '.join(STAGES)}")
+    if variant not in VARIANTS:
+        raise SpecError(f"train patch-dm: no variant '{variant}'{did_you_mean(variant, VARIANTS)}; there are: "
+                        f"{', '.join(VARIANTS)} (the collage of pixels samples with the weights of 'none')")
+    folder = folder_of(out, variant)
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = {"unet": _train_unet, "prior": _train_prior}
+    if not VARIANTS[variant].code:
+        if stage == "prior":
+            raise SpecError(f"train patch-dm: variant '{variant}' has no code and so no prior; leave out stage")
+        del stages["prior"]
+    done: dict[str, Any] = {}
+    for name, run in stages.items():
+        if stage in (None, name):
+            done[name] = run(folder, variant, steps, images, device, resume, max_seconds)
+            if not done[name]["finished"]:
+                break
+    return done
+
+
+def folder_of(out: Path, variant: str) -> Path:
+    """Where a variant's files lie."""
+    return out if variant == "main" else out / variant
+
+
+def variant_config(variant: str) -> dict[str, Any]:
+    """CONFIG as a variant needs it: without code, there is neither encoder nor prior."""
+    config = json.loads(json.dumps(CONFIG)) | {"variant": variant}
+    if not VARIANTS[variant].code:
+        config["BeatGANsAutoencConfig"] |= {"semantic_enc": False, "latent_net_conf": None}
+        config["BeatGANsEncoderConfig"] = None
+    return config
+
+
+def _pixels(images: int) -> Any:
+    return rendered(images, RESOLUTION, progress=lambda d, n: print(f"scenes: rendered {d}/{n}") if d % 5000 == 0 else None)
+
+
+def _float(pixels: Any, device: str) -> Tensor:
+    return torch.tensor(pixels).to(device).float() / 127.5 - 1
+
+
+def snr_weight(cumprod: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma) / SNR for every timestep, [T] (Hang et al. 2023)."""
+    snr = cumprod / (1 - cumprod)
+    return snr.clamp(max=gamma) / snr
+
+
+def _corners(images: Tensor, variant: Variant, draw: torch.Generator) -> Tensor:
+    """Window corners int64 [B, 2]: on the grid of patches, or (without collage) anywhere, up to half a patch outside."""
+    sides, uniform = torch.tensor(images.shape[2:]), torch.rand(len(images), 2, generator=draw)
+    if variant.collage:
+        return (uniform * (sides // PATCH)).long() * PATCH
+    return (uniform * (sides - 1)).long() + 1 - PATCH // 2
+
+
+def window_loss(model: PatchDM, images: Tensor, variant: Variant, cumprod: Tensor, weight: Tensor, draw: torch.Generator,
+                dropout: bool = True) -> dict[str, Tensor]:
+    """Both terms of the loss for one random window of each image [B, 3, H, W], weighted by timestep.
+
+    Timesteps are stratified (one per B-th of the range), windows are drawn per image, and noise is drawn for the window alone:
+    the official code shares one window in a batch and draws independent timesteps, which has the same mean and more variance.
+    """
+    batch, device = len(images), images.device
+    corners = _corners(images, variant, draw)
+    t = ((torch.arange(batch) + torch.rand(batch, generator=draw)) / batch * len(cumprod)).long().to(device)
+    kept = torch.rand(2, batch, generator=draw).to(device)
+    window = cut(images, corners, PATCH)
+    noise = torch.randn(window.x.shape, generator=draw).to(device)
+    with training.autocast(str(device)):
+        code = torch.zeros(batch, model.unet.code_channels, device=device)
+        if model.unet.encoder is not None:
+            code = model.unet.encoder(images)
+        if dropout:
+            code = code * (kept[0] >= _UNET["drop_code"]).float()[:, None]
+        position = (kept[1] >= _UNET["drop_position"]).float() if dropout else torch.ones(batch, device=device)
+        prediction = predict(model.unet, noised(window, t, noise, cumprod), t, code, window.where, PATCH,
+                             position if variant.position else torch.zeros_like(position), shift=variant.collage)
+    shift, noshift = window_losses(prediction, noise, window.mask)
+    losses = {"noshift": (weight[t] * noshift).mean()}
+    return losses | {"shift": (weight[t] * shift).mean()} if variant.collage else losses
+
+
+def _train_unet(
+    out: Path, name: str, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
+) -> dict[str, Any]:
+    """Noise prediction on windows, semantic encoder and U-Net together; the moving average of both is what ships.
+
+    The squared error is weighted by min(SNR, 5) / SNR, so that a short training learns coarse colours, which are decided at
+    high noise, before the finest texture. For guidance one image in ten loses its code, one in two its position.
+    """
+    o, variant = _UNET, VARIANTS[name]
+    steps = steps or variant.steps
+    data = _pixels(images)
+    torch.manual_seed(0)
+    model = build(variant_config(name), prior=False)
+    model.unet.to(device).train()
+    decay = min(0.999, 1 - 5 / steps) if steps > 5 else 0.0
+    ema = EMA(model.unet, decay=decay)
+    optimizer = torch.optim.Adam(model.unet.parameters(), lr=o["rate"], fused=True)
+    cumprod = torch.from_numpy(diffusion_alphas_cumprod()).float().to(device)
+    weight = snr_weight(cumprod)
+
+    def step(k: int) -> dict[str, Tensor]:
+        batch = _float(data[training.batch_seeds(k, o["batch"], images).numpy()], device)
+        training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"], warmup=min(o["warmup"], steps // 4)))
+        losses = window_loss(model, batch, variant, cumprod, weight, training.step_generator(k))
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(model.unet.parameters(), 1.0)
+        optimizer.step()
+        ema.update()
+        return losses
+
+    result = training.fit(f"patch-dm-{name}-unet", step, {"unet": model.unet, "ema": ema, "optimizer": optimizer}, steps=steps,
+                          out=out, resume=resume, max_seconds=max_seconds)
+    ema.copy_to(model.unet)
+    save_file(_half(model.unet.state_dict()), out / "unet.safetensors")
+    (out / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
+    training.write_training_json(
+        out / "training-unet.json", result, device=device, batch=o["batch"], data=_data(images), variant=name, ema=decay,
+        parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], loss_weight="min(SNR, 5) / SNR",
+        held_out=_held_out(model, variant, cumprod, weight, device))
+    return result
+
+
+@torch.no_grad()
+def _held_out(model: PatchDM, variant: Variant, cumprod: Tensor, weight: Tensor, device: str,
+              count: int = 200) -> dict[str, Any]:
+    """Both terms of the loss on scenes that training has not seen, with code and position."""
+    from hibench.scenes_clip.train import HELD_OUT_SEED
+
+    pixels = _float(scenes.render(range(HELD_OUT_SEED, HELD_OUT_SEED + count), RESOLUTION).numpy(), device)
+    losses: dict[str, Any] = {"scenes": count}
+    model.unet.eval()
+    parts = [window_loss(model, part, variant, cumprod, weight, training.step_generator(k), dropout=False)
+             for k, part in enumerate(pixels.split(50))]
+    for key in parts[0]:
+        losses[key] = round(sum(part[key].item() for part in parts) / len(parts), 5)
+    return losses
+
+
+def _load_unet(folder: Path, name: str, device: str) -> PatchDM:
+    """The U-Net and encoder of a finished first stage."""
+    path = folder / "unet.safetensors"
+    if not path.exists():
+        raise MissingWeights(f"train patch-dm: no U-Net at {path}; train it first, with: hibench train patch-dm --stage unet")
+    model = build(variant_config(name), prior=False)
+    fill(model.unet, {k: v.float() for k, v in load_file(path).items()}, str(path))
+    model.unet.to(device).eval()
+    return model
+
+
+def codes_of(model: PatchDM, data: Any, device: str) -> Tensor:
+    """Codes of images uint8 [N, 3, H, W], float32 [N, D] on the CPU."""
+    assert model.unet.encoder is not None
+    with torch.inference_mode():
+        parts = [model.unet.encoder(_float(data[i : i + 100], device)).float().cpu() for i in range(0, len(data), 100)]
+    return torch.cat(parts).clone()
+
+
+def _train_prior(
+    out: Path, name: str, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
+) -> dict[str, Any]:
+    """The MLP on normalised codes of all training images, L1 on the noise, constant betas (train_latent.py's settings)."""
+    o = _PRIOR
+    steps = steps or VARIANTS[name].prior_steps
+    model = _load_unet(out, name, device)
+    codes = codes_of(model, _pixels(images), device)
+    mean, std = codes.mean(0, keepdim=True), codes.std(0, keepdim=True).clamp(min=1e-6)
+    codes = ((codes - mean) / std).to(device)
+    torch.manual_seed(1)
+    prior = LatentPrior.from_config(model.config["BeatGANsAutoencConfig"]["latent_net_conf"]).to(device).train()
+    decay = min(0.999, 1 - 5 / steps) if steps > 5 else 0.0
+    ema = EMA(prior, decay=decay)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=o["rate"], weight_decay=o["weight_decay"], fused=True)
+    cumprod = torch.from_numpy(prior_alphas_cumprod()).float().to(device)
+
+    def step(k: int) -> dict[str, Tensor]:
+        draw = training.step_generator(k, seed=1)
+        z = codes[training.batch_seeds(k, min(o["batch"], images), images, seed=1).to(device)]
+        t = ((torch.arange(len(z)) + torch.rand(len(z), generator=draw)) / len(z) * len(cumprod)).long().to(device)
+        noise = torch.randn(z.shape, generator=draw).to(device)
+        training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"], warmup=min(200, steps // 4)))
+        loss = per_sample(prior(q_sample(z, t, noise, cumprod), t), noise, "l1").mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+        ema.update()
+        return {"loss": loss}
+
+    result = training.fit(f"patch-dm-{name}-prior", step, {"prior": prior, "ema": ema, "optimizer": optimizer}, steps=steps,
+                          out=out, resume=resume, max_seconds=max_seconds)
+    ema.copy_to(prior)
+    state = {f"latent_net.{k}": v for k, v in prior.state_dict().items()}
+    save_file(_half(state) | {"conds_mean": mean.contiguous(), "conds_std": std.contiguous()}, out / "prior.safetensors")
+    training.write_training_json(
+        out / "training-prior.json", result, device=device, batch=o["batch"], data=_data(images), variant=name, ema=decay,
+        parameters=sum(p.numel() for p in prior.parameters()), rate=o["rate"])
+    return result
+
+
+def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
+
+
+def _data(images: int) -> str:
+    return f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {RESOLUTION} px"
