@@ -342,6 +342,7 @@ def train(
     steps: Annotated[int | None, Option("--steps", min=1, help="Instead of the method's own number.")] = None,
     stage: Annotated[str | None, Option("--stage", help="One stage only, where a method has several.")] = None,
     variant: Annotated[str | None, Option("--variant", metavar="NAME", help="Another model, e.g. of an ablation.")] = None,
+    init: Annotated[str | None, Option("--init", metavar="METHOD|none", help="Start from its weights.")] = None,
     resume: Annotated[bool, Option("--resume/--no-resume", help="Go on from a checkpoint in OUT.")] = True,
     max_seconds: Annotated[float | None, Option("--max-seconds", min=0, help="Stop then; a later call goes on.")] = None,
     device: Device = "auto",
@@ -356,12 +357,13 @@ def train(
     _check_device(device)
     function = _training(name)
     parameters = inspect.signature(function).parameters.values()
-    if variant is not None and not any(p.name == "variant" or p.kind is p.VAR_KEYWORD for p in parameters):
-        raise SpecError(f"--variant {variant}: {name} has no variants")
+    for word, value, lacks in (("variant", variant, "has no variants"), ("init", init, "always starts from nothing")):
+        if value is not None and not any(p.name == word or p.kind is p.VAR_KEYWORD for p in parameters):
+            raise SpecError(f"--{word} {value}: {name} {lacks}")
     from hibench.job import resolve_device
 
     target = out or Path("runs") / (name if variant is None else f"{name}-{variant}")
-    choices = {"steps": steps, "stage": stage, "variant": variant, "max_seconds": max_seconds}
+    choices = {"steps": steps, "stage": stage, "variant": variant, "init": init, "max_seconds": max_seconds}
     asked = {key: value for key, value in choices.items() if value is not None}
     function(target, device=resolve_device(device), resume=resume, **asked)
     print(f"{name}: weights in {target}")
