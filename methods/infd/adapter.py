@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hibench.adapter import NULL_STAGE, Resolution, Stage
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage
 from hibench.errors import AdapterError, MissingWeights, SpecError, did_you_mean
 from methods.diffusion.schedules import check_steps, respaced_timesteps
 from methods.infd.configs import config_args, with_renderer
@@ -31,7 +31,7 @@ ASPECT = 16                                         # the longest canvas, as of 
 LARGEST = 1 << 16                                   # pixels of a side: beyond it float32 coordinates are too coarse
 
 
-class INFD:
+class INFD(Batched):
     """Image neural field diffusion: a latent is sampled once, decoded to a feature map, and rendered at the size asked for.
 
     weights: "reference" (trained on scenes, 64 px, ground truth up to 256 px) | "random" (options: config, renderer) | a path:
@@ -183,12 +183,6 @@ class INFD:
         """How to make a missing file."""
         stage = {"autoencoder": " --stage autoencoder", "unet": " --stage unet"}.get(file.stem)
         return f"hibench train infd{stage or f' --variant {self.variant}'} --out {self.path}"
-
-    def generate(self, resolution: Resolution, seed: int, *, steps: int | None = None, sparsity: float = 0.0,
-                 prompt: str | None = None, stage: Stage = NULL_STAGE) -> "Tensor":
-        """One image, uint8 [3, H, W] on the device."""
-        prompts = None if prompt is None else [prompt]
-        return self.generate_batch(resolution, [seed], steps=steps, sparsity=sparsity, prompts=prompts, stage=stage)[0]
 
     def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
                        prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> "Tensor":

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hibench import training
 from hibench.errors import MissingWeights, SpecError, did_you_mean
 from hibench.references import scenes
-from hibench.references.scene_cache import TRAINING_SEED, rendered
+from hibench.references.scene_cache import TRAINING_SEED, rendered, say
 from methods.diffusion.ema import EMA
 from methods.diffusion.losses import per_sample, q_sample, velocity
 from methods.infd.checkpoint import fill, from_ldm
@@ -102,10 +102,6 @@ def train(
     return done
 
 
-def _said(what: str) -> Any:
-    return lambda done, count: print(f"{what}: {done}/{count}") if done % 2000 == 0 or done == count else None
-
-
 def _ldm() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and first stage of the reference LDM, the latter under INFD's names."""
     file = LDM_REFERENCE / "first_stage.safetensors"
@@ -150,7 +146,7 @@ def _latents(model: INFDModel, out: Path, images: int, device: str) -> Tensor:
     file = out / f"latents-{images}-{digest[:12]}.cache"
     if file.exists():
         return load_file(file)["latents"]
-    data, parts = rendered(images, SMALL, progress=_said("scenes")), []
+    data, parts = rendered(images, SMALL, progress=say), []
     with torch.inference_mode():
         for i in range(0, images, 50):
             batch = torch.from_numpy(data[i:i + 50].copy()).to(device).float() / 127.5 - 1
@@ -170,7 +166,7 @@ def _train_autoencoder(out: Path, name: str, init: str, steps: int | None, image
     o, variant = _AUTOENCODER, VARIANTS[name]
     steps, count = steps or variant.steps, images or o["small"]
     large = min(o["large"], count)
-    mix = Mix(*(rendered(n, side, progress=_said(f"scenes at {side} px")) for n, side in ((count, SMALL), (large, LARGE))))
+    mix = Mix(rendered(count, SMALL, progress=say), rendered(large, LARGE, progress=say))
     torch.manual_seed(0)
     args = with_renderer(reference_args(init), variant.renderer)
     model = INFDModel(args, diffusion=False).to(device)
