@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hibench import tables, typeset
+from hibench.columns import metric_names
 from hibench.errors import SpecError, did_you_mean
+from hibench.lines import NOTHING, Row, number, resolution_text, settings_text
 from hibench.rows import load_rows, sweep_rows
-from hibench.tables import Row, number
 from hibench.typeset import escape_markdown
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def load_table(results: Path) -> "pd.DataFrame":
 def _frame(rows: list[Row]) -> "pd.DataFrame":
     import pandas as pd
 
-    metrics = tables.metric_names(row for row in rows if row["kind"] != "speed")
+    metrics = metric_names(row for row in rows if row["kind"] != "speed")
     options = sorted({name for row in rows for name in row["_options"]})
     flat = []
     for row in rows:
@@ -129,9 +130,9 @@ def _provenance(table: tables.Table) -> list[str]:
     text = ["<details><summary>Provenance: the record of each number</summary>", "",
             "| Method | Axes | Hardware | Speed record | Quality record |", "|---|---|---|---|---|"]
     for line in table.lines:
-        axes = f"{tables.resolution_text(line.height, line.width)}, {tables.settings_text(line)}"
-        ids = [f"`{row['id']}`" if row and row["id"] else tables.NOTHING for row in (line.speed, line.quality)]
-        said = [escape_markdown(one) for one in (line.name, axes, line.hardware or tables.NOTHING)]
+        axes = f"{resolution_text(line.height, line.width)}, {settings_text(line)}"
+        ids = [f"`{row['id']}`" if row and row["id"] else NOTHING for row in (line.speed, line.quality)]
+        said = [escape_markdown(one) for one in (line.name, axes, line.hardware or NOTHING)]
         text.append("| " + " | ".join(said + ids) + " |")
     return [*text, "", "</details>", ""]
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hibench import tables
+from hibench.columns import ORDER
 from hibench.errors import HibenchError
+from hibench.lines import Row, number
 from hibench.store import Store
-from hibench.tables import Row, number
 
 __all__ = ["flatten", "hardware_name", "honest", "load_records", "load_rows", "sweep_rows"]
 
@@ -67,7 +67,7 @@ def flatten(record: dict[str, Any]) -> Row:
 
 def honest(name: str, extractor: str) -> str:
     """The name that a metric asked for by its family would carry: `fid` with scenes-clip is `fd@scenes-clip`."""
-    if name not in tables.ORDER or extractor in ("", "inception-v3-compat"):
+    if name not in ORDER or extractor in ("", "inception-v3-compat"):
         return name
     family = {"fid": "fd", "kid": "kd"}.get(name, name)
     return f"{family}@{extractor}"

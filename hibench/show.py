@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hibench.errors import SpecError, did_you_mean
-from hibench.tables import Line, resolution_text
+from hibench.lines import Line, resolution_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hibench.tables import MINUS, NOTHING, Column, Entry, Line, Table, format_value, plain, resolution_text
+from hibench.columns import Column
+from hibench.lines import MINUS, NOTHING, Entry, Line, format_value, plain, resolution_text
+from hibench.tables import Table
 
 __all__ = ["escape_latex", "escape_markdown", "to_csv", "to_latex", "to_markdown"]
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from hibench import report, rows, tables, typeset
 from hibench.errors import HibenchError, SpecError
+from hibench.lines import format_value
 
 TEXT = ("md", "csv", "tex")
 
@@ -311,7 +312,7 @@ def test_footnote_letters_go_on_after_z() -> None:
     (1234.5, None, 1.0, "1234"), (50.0, None, 1.0, "50"), (2.0, 0.0, 1.0, "2 ± 0"), (0.0, None, 1.0, "0"),
 ])
 def test_values_carry_as_many_digits_as_their_interval(value: float, pm: float | None, scale: float, text: str) -> None:
-    assert tables.format_value(value, pm, scale) == text
+    assert format_value(value, pm, scale) == text
 
 
 @given(st.text())
