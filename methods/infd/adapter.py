@@ -132,16 +132,16 @@ class INFD(Batched):
         from methods.infd import checkpoint
         from methods.infd.model import empty_model, random_model
 
-        dtype = getattr(torch, self.dtype)
+        dtype, args = getattr(torch, self.dtype), self.args
         own = self.options["latents"] == "own"
         if self.weights == "random":
-            model = random_model(self.args, self.device, dtype)
+            model = random_model(args, self.device, dtype)
             self.loaded = f"random weights of {self.options['config'] or 'ffhq'}"
         else:
             for file in self._files():
                 if not file.exists():
                     raise MissingWeights(f"infd: {file} is missing; get it with: {self._command(file)}")
-            model = empty_model(self.args, self.device, dtype, diffusion=own)
+            model = empty_model(args, self.device, dtype, diffusion=own)
             if self.path.is_dir():
                 self.loaded = str(checkpoint.load_folder(model, self.path, self.variant))
             else:

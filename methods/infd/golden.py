@@ -53,18 +53,14 @@ class Case:
         """All weights under the names of a training model: z_dm_ema serves as z_dm too."""
         return read_state_dict((self.folder / self.config["weights"]).resolve())
 
-    def model(self) -> INFDModel:
-        """The network, strictly loaded with the averaged diffusion weights (where the case has any)."""
+    def model(self, *children: str) -> INFDModel:
+        """The network with the averaged diffusion weights (where the case has any); each child (none: all) loaded strictly."""
         model = empty_model(self.args)
         state = {k.replace("z_dm_ema.", "z_dm."): v for k, v in self.state().items()}
-        if model.z_dm is None:
-            state = {k: v for k, v in state.items() if not k.startswith("z_dm.")}
-        fill(model, state, str(self.folder))
+        for name, child in model.named_children():
+            if name in children or not children:
+                fill(child, {k[len(name) + 1:]: v for k, v in state.items() if k.startswith(f"{name}.")}, str(self.folder))
         return model
-
-    def has(self, prefix: str) -> bool:
-        """Is any wanted output named so?"""
-        return any(name.startswith(prefix) for name in self.wanted)
 
 
 def arrays(path: Path) -> dict[str, Tensor]:
@@ -202,7 +198,7 @@ def rendered(model: INFDModel, phi: Tensor, entry: dict[str, Any]) -> Tensor:
 @torch.no_grad()
 def render(case: Case) -> Named:
     """Images of one latent, in tiles and whole."""
-    model = case.model()
+    model = case.model("quantizer", "decoder", "renderer")
     phi = model.features(case.inputs["z"])
     for entry in case.config["renders"]:
         yield entry["name"], rendered(model, phi, entry)

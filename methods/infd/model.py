@@ -45,7 +45,10 @@ def build_unet(spec: dict[str, Any]) -> UNet:
     for key in UNET_UNUSED:
         if params.pop(key, False):
             raise AdapterError(f"infd: openai_unet with {key} is not supported")
-    return UNet.from_config(params)
+    try:
+        return UNet.from_config(params)
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"infd: the configuration's openai_unet cannot be built: {error}") from error
 
 
 class INFDModel(nn.Module):
