@@ -25,13 +25,13 @@ class AttentionBlock(nn.Module):
     `True` is [q, k, v][heads]. The scale is 1/sqrt(C / heads). Narrow maps have one channel per group of the normalisation.
     """
 
-    def __init__(self, channels: int, heads: int, new_order: bool = False) -> None:
+    def __init__(self, channels: int, heads: int, new_order: bool = False, groups: int = 32) -> None:
         super().__init__()
         if channels % heads:
             raise ValueError(f"{channels} channels do not divide into {heads} attention heads")
         self.heads = heads
         self.new_order = new_order
-        self.norm = nn.GroupNorm(min(32, channels), channels)
+        self.norm = nn.GroupNorm(min(groups, channels), channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
         nn.init.zeros_(self.proj_out.weight)

@@ -1,8 +1,8 @@
-"""eps of whole images from the U-Net on patches: what does not change is computed once, and patches run in bounded batches."""
+"""Predictions for whole images from the U-Net on patches: constant parts once, and patches in bounded batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from hibench.errors import SpecError
 from methods.patch_dm.collage import collage, from_patches, positions, to_patches
 from methods.patch_dm.unet import Modulation, PatchUNet, ResBlock, position_embedding
 
-__all__ = ["Block", "Denoiser", "Projection", "blocks_of"]
+__all__ = ["Block", "Denoiser", "Projection", "blocks_of", "projections"]
 
 CACHED_TILES = 1024                                 # position projections of at most this many tiles are kept
 
@@ -89,6 +89,11 @@ class Projection:
         return list(zip(weight.split(self.channels, dim=-1), bias.split(self.channels, dim=-1)))
 
 
+def projections(unet: PatchUNet) -> tuple[Projection, Projection]:
+    """Those of the encoder with the middle, and of the decoder."""
+    return Projection(unet.res_blocks[: unet.encoder_blocks]), Projection(unet.res_blocks[unet.encoder_blocks:])
+
+
 class Place(NamedTuple):
     """Where the patches of one evaluation lie: pixels of the image [top, top + height) x [left, ...), and grid positions."""
 
@@ -99,25 +104,26 @@ class Place(NamedTuple):
 
 
 class Denoiser:
-    """eps of B images [B, 3, P p, Q p] at each of S timesteps.
+    """The network's output (eps, or v) for B images [B, 3, P p, Q p] at each of S timesteps.
 
-    codes: [B, D]. times: int64 [S]. guidance: eps = e_none + guidance (e - e_none), where e_none knows neither code nor
-    position (1 = no guidance; the official code's w is guidance - 1).
+    codes: [B, D]. times: int64 [S]. guidance: e_none + guidance (e - e_none), where e_none knows neither code nor position
+    (1 = no guidance; the official code's w is guidance - 1).
     mode: "feature" | "pixel" (tiles on their own, on a grid that moves from step to step: `shift` "fixed" alternates between
     the image's grid and half a patch off it, "random" moves anywhere) | "none" (tiles on their own).
     max_tiles: at most so many patches are in the network at once; None = all of them. The result is the same.
-    position: whether the network is told positions; stretch: factors [rows, columns] on them.
+    position: whether the network is told positions; relocate: what it is told instead of (row, column) [N, 2] (None = that).
+    halves: `projections(unet)`, where they are at hand.
     """
 
     def __init__(self, unet: PatchUNet, patch: int, codes: Tensor, grid: tuple[int, int], times: Tensor, *,
                  guidance: float = 1.0, max_tiles: int | None = None, mode: str = "feature", shift: str = "fixed",
-                 position: bool = True, stretch: tuple[float, float] = (1.0, 1.0)) -> None:
+                 position: bool = True, relocate: Callable[[Tensor], Tensor] | None = None,
+                 halves: tuple[Projection, Projection] | None = None) -> None:
         self.unet, self.patch, self.grid, self.mode, self.shift = unet, patch, grid, mode, shift
-        self.guidance, self.position, self.stretch = guidance, position, stretch
+        self.guidance, self.position, self.relocate = guidance, position, relocate
         self.dtype, self.device = unet.time_embed.time_embed[0].weight.dtype, codes.device
         self.images, self.max_tiles = len(codes), max_tiles
-        blocks, first = unet.res_blocks, unet.encoder_blocks
-        self.halves = Projection(blocks[:first]), Projection(blocks[first:])
+        self.halves = halves or projections(unet)
         time = unet.time_embed.time(times)
         self.time = [half.time(time) for half in self.halves]                               # [S, 2C] each
         none = unet.time_embed.pos_embed(torch.zeros(1, 128, device=self.device, dtype=self.dtype))
@@ -127,7 +133,8 @@ class Denoiser:
         self.codes = [half.code(codes) for half in self.halves]                             # [branches, B, C]
         self.cache: dict[tuple[Place, int], Tensor] = {}
         self.caching = (grid[0] + 1) * (grid[1] + 1) <= CACHED_TILES
-        self.trace: dict[str, Tensor] | None = None                                         # for tests: what passes through
+        self.trace: dict[str, Tensor] | None = None                                         # for tests: maps on the way,
+        self.outputs: list[Tensor] | None = None                                            # and both branches of the output
 
     @property
     def branches(self) -> int:
@@ -139,8 +146,8 @@ class Denoiser:
         rows, columns = self._tiles(i)[0]
         return rows * columns * self.branches
 
-    def eps(self, x: Tensor, i: int) -> Tensor:
-        """Guided eps [B, 3, H, W], float32, of x [B, 3, H, W] at step i."""
+    def predict(self, x: Tensor, i: int) -> Tensor:
+        """Guided output [B, 3, H, W], float32, for x [B, 3, H, W] at step i."""
         out = torch.empty_like(x, dtype=torch.float32)
         for images, place in self._work(i):
             value = self._evaluate(x[images], images, place, i)
@@ -193,7 +200,8 @@ class Denoiser:
         grid, first = place.grid, place.first
         if half == 0 and self.mode == "feature":
             grid, first = (grid[0] + 1, grid[1] + 1), (first[0] - 0.5, first[1] - 0.5)
-        where = positions(grid, first, self.device) * torch.tensor(self.stretch, device=self.device)
+        where = positions(grid, first, self.device)
+        where = where if self.relocate is None else self.relocate(where)
         embedding = self.unet.time_embed.pos_embed(position_embedding(where).to(self.dtype))
         projected = self.halves[half].position(embedding)[None, None]
         if self.caching and self.shift == "fixed":
@@ -218,6 +226,8 @@ class Denoiser:
         parts = [slice(0, self.branches)] if both else [slice(0, 1), slice(1, 2)]
         eps = torch.cat([self._branches(patches, images, place, i, branches) for branches in parts])
         eps = from_patches(eps.float(), place.grid)
+        if self.outputs is not None:
+            self.outputs.append(eps)
         return eps if self.branches == 1 else torch.lerp(*eps.chunk(2)[::-1], self.guidance)
 
     def _branches(self, patches: Tensor, images: slice, place: Place, i: int, branches: slice) -> Tensor:

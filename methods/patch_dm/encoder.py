@@ -27,28 +27,32 @@ class SemanticEncoder(nn.Module):
                  num_res_blocks: int = 2, attention_resolutions: Sequence[int] = (16,), dropout: float = 0.0,
                  channel_mult: Sequence[int] = (1, 2, 4, 8, 8), num_heads: int = 1, num_head_channels: int = -1,
                  resblock_updown: bool = True, conv_resample: bool = True, use_new_attention_order: bool = False,
-                 input_size: int | None = None) -> None:
+                 input_size: int | None = None, norm_groups: int = 32) -> None:
         super().__init__()
         self.input_size = input_size
 
         def attend(c: int) -> AttentionBlock:
-            return AttentionBlock(c, num_heads if num_head_channels == -1 else c // num_head_channels, use_new_attention_order)
+            return AttentionBlock(c, num_heads if num_head_channels == -1 else c // num_head_channels, use_new_attention_order,
+                                  norm_groups)
 
         ch, counter = channel_mult[0] * model_channels, image_size
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(in_channels, ch, 3, padding=1))])
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                layers: list[nn.Module] = [ResBlock(ch, mult * model_channels, dropout=dropout)]
+                layers: list[nn.Module] = [ResBlock(ch, mult * model_channels, dropout=dropout, groups=norm_groups)]
                 ch = mult * model_channels
                 if counter in attention_resolutions:
                     layers.append(attend(ch))
                 self.input_blocks.append(Block(*layers))
             if level != len(channel_mult) - 1:
-                self.input_blocks.append(Block(ResBlock(ch, ch, resample=Downsample(ch, False)) if resblock_updown
-                                               else Downsample(ch, conv_resample)))
+                half: nn.Module = Downsample(ch, conv_resample and not resblock_updown)
+                if resblock_updown:
+                    half = ResBlock(ch, ch, resample=half, groups=norm_groups)
+                self.input_blocks.append(Block(half))
                 counter //= 2
-        self.middle_block = Block(ResBlock(ch, ch, dropout=dropout), attend(ch), ResBlock(ch, ch, dropout=dropout))
-        self.out = nn.Sequential(norm(ch), nn.SiLU(), nn.AdaptiveAvgPool2d((1, 1)), nn.Conv2d(ch, out_channels, 1),
+        self.middle_block = Block(ResBlock(ch, ch, dropout=dropout, groups=norm_groups), attend(ch),
+                                  ResBlock(ch, ch, dropout=dropout, groups=norm_groups))
+        self.out = nn.Sequential(norm(ch, norm_groups), nn.SiLU(), nn.AdaptiveAvgPool2d((1, 1)), nn.Conv2d(ch, out_channels, 1),
                                  nn.Flatten())
 
     def features(self, images: Tensor) -> Tensor:

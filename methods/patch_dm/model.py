@@ -33,6 +33,11 @@ class PatchDM:
     mean: Tensor | None = None                      # of codes [1, D]; None = the prior models them as they are
     std: Tensor | None = None
 
+    @property
+    def target(self) -> str:
+        """What the network predicts: "eps", or "v"."""
+        return str(self.config.get("beatgans_model_mean_type", "eps"))
+
     def normalise(self, codes: Tensor) -> Tensor:
         """Codes [B, D] as the prior sees them."""
         return codes if self.mean is None or self.std is None else (codes - self.mean) / self.std

@@ -22,7 +22,7 @@ CODE_STREAM = 1_000_001                             # of seeded_noise; the image
 
 
 class Table(NamedTuple):
-    """Deterministic DDIM with clamped x0, in the order of execution: x0 = clamp(c x + d eps), x' = a x + b x0."""
+    """Deterministic DDIM with clamped x0, in the order of execution: x0 = clamp(c x + d output), x' = a x + b x0."""
 
     timesteps: NDArray[np.int64]
     alphas_cumprod: NDArray[np.float64]
@@ -32,27 +32,32 @@ class Table(NamedTuple):
     d: tuple[float, ...]
 
 
-def image_table(steps: int) -> Table:
+def image_table(steps: int, target: str = "eps") -> Table:
     """Coefficients for "ddim<steps>": timesteps 0, k, 2k, ...; the step before the first of them is the clean image.
 
     eps is taken anew from the clamped x0, as the official sampler does: x' = sqrt(ab') x0 + sqrt(1 - ab') eps(x, x0).
+    target: what the network predicts, "eps", or "v" = sqrt(ab) eps - sqrt(1 - ab) x0.
     """
     times = respaced_timesteps(f"ddim{steps}")
     alpha = diffusion_alphas_cumprod()[times]
     before = np.concatenate([[1.0], alpha[:-1]])
     a = np.sqrt((1 - before) / (1 - alpha))
-    rows = np.stack([a, np.sqrt(before) - a * np.sqrt(alpha), 1 / np.sqrt(alpha), -np.sqrt(1 / alpha - 1)])[:, ::-1]
+    c, d = (np.sqrt(alpha), -np.sqrt(1 - alpha)) if target == "v" else (1 / np.sqrt(alpha), -np.sqrt(1 / alpha - 1))
+    rows = np.stack([a, np.sqrt(before) - a * np.sqrt(alpha), c, d])[:, ::-1]
     return Table(times[::-1].copy(), alpha[::-1].copy(), *(tuple(row.tolist()) for row in rows))
 
 
-def ddim_run(eps: Callable[[Tensor, int], Tensor], x: Tensor, table: Table, stage: Stage = NULL_STAGE,
-             after: Callable[[int, Tensor, Tensor], None] | None = None, start: int = 0) -> Tensor:
-    """Run steps `start` ... of a table on x [B, 3, H, W], in place; `eps(x, i)` may be overwritten. `after(i, x0, x)` observes.
+def ddim_run(predict: Callable[[Tensor, int], Tensor], x: Tensor, table: Table, stage: Stage = NULL_STAGE,
+             edit: Callable[[Tensor], Tensor] | None = None,
+             after: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
+    """Run all steps of a table on x [B, 3, H, W], in place; what `predict(x, i)` returns is overwritten.
 
-    Nothing of the image's size is allocated besides x and eps.
+    `edit(x0)` replaces the clean image of every step; `after(i, x0, x)` observes. Nothing of the image's size is allocated
+    besides x and the network's output.
     """
-    for i in range(start, len(table.timesteps)):
-        x0 = eps(x, i).mul_(table.d[i]).add_(x, alpha=table.c[i]).clamp_(-1, 1)
+    for i in range(len(table.timesteps)):
+        x0 = predict(x, i).mul_(table.d[i]).add_(x, alpha=table.c[i]).clamp_(-1, 1)
+        x0 = x0 if edit is None else edit(x0)
         x.mul_(table.a[i]).add_(x0, alpha=table.b[i])
         stage.step()
         if after is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,13 +15,15 @@ from hibench.errors import MissingWeights, SpecError, did_you_mean
 from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import per_sample, q_sample
+from methods.diffusion.losses import per_sample, q_sample, velocity
 from methods.ldm.checkpoint import fill
+from methods.patch_dm.encoder import CodeTable
 from methods.patch_dm.model import PatchDM, build, diffusion_alphas_cumprod
 from methods.patch_dm.prior import LatentPrior, prior_alphas_cumprod
+from methods.patch_dm.variants import VARIANTS, Variant
 from methods.patch_dm.window import cut, noised, predict, window_losses
 
-__all__ = ["CONFIG", "STAGES", "VARIANTS", "Variant", "folder_of", "train", "variant_config"]
+__all__ = ["CONFIG", "STAGES", "train", "variant_config", "window_loss"]
 
 STAGES = ("unet", "prior")
 IMAGES, RESOLUTION, PATCH, CODE = 25_000, 64, 16, 128
@@ -29,6 +31,7 @@ CONFIG: dict[str, Any] = {  # official field names; `input_size` is ours: the se
     "patch_size": PATCH,
     "img_size": RESOLUTION,
     "cfg": True,
+    "beatgans_model_mean_type": "v",  # "eps" in the official configurations
     "latent_znormalize": True,
     "BeatGANsAutoencConfig": {
         "image_size": RESOLUTION,
@@ -42,6 +45,7 @@ CONFIG: dict[str, Any] = {  # official field names; `input_size` is ours: the se
         "resblock_updown": True,
         "dropout": 0.0,
         "embed_channels": CODE,
+        "norm_groups": 8,
         "enc_out_channels": CODE,
         "semantic_enc": True,
         "latent_net_conf": {
@@ -66,27 +70,11 @@ CONFIG: dict[str, Any] = {  # official field names; `input_size` is ours: the se
         "resblock_updown": True,
         "dropout": 0.0,
         "input_size": 32,
+        "norm_groups": 8,
     },
 }
 
 
-class Variant(NamedTuple):
-    """One row of the paper's ablation: what the network is trained to know, and for how long."""
-
-    collage: bool = True                            # the shifted term; without it patches lie anywhere, at real positions
-    code: bool = True
-    position: bool = True
-    steps: int = 1800
-    prior_steps: int = 3000
-
-
-VARIANTS = {
-    "main": Variant(steps=9000, prior_steps=8000),
-    "feature": Variant(),                           # as main, at the budget of the others
-    "none": Variant(collage=False),                 # serves no collage and the collage of pixels: they differ in sampling only
-    "no-position": Variant(position=False),
-    "no-code": Variant(code=False),
-}
 _UNET: dict[str, Any] = {"batch": 8, "rate": 1e-3, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5}
 _PRIOR: dict[str, Any] = {"batch": 256, "rate": 1e-3, "weight_decay": 0.01}
 
@@ -101,20 +89,19 @@ def train(
     device: str = "cpu",
     resume: bool = True,
     max_seconds: float | None = None,
-    **_: Any,
 ) -> dict[str, Any]:
-    """Train one stage of a variant, or both in turn; `main` is written to `out`, another variant to out/VARIANT.
+    """Train one stage of a variant, or both in turn.
 
-    Writes unet.safetensors (with the semantic encoder), prior.safetensors (with the statistics of codes), config.json and
-    training-*.json. `steps` replaces the stage's own number. A stage stopped by `max_seconds` or Ctrl-C goes on next time.
+    Writes to `out` unet.safetensors (with the semantic encoder or the table of codes), prior.safetensors (with the statistics
+    of codes), config.json and training-*.json. `steps` replaces the stage's own number. A stage stopped by `max_seconds` or
+    Ctrl-C goes on next time.
     """
     if stage not in (None, *STAGES):
         raise SpecError(f"train patch-dm: stage '{stage}' is not known; it is one of: {', '.join(STAGES)}")
     if variant not in VARIANTS:
         raise SpecError(f"train patch-dm: no variant '{variant}'{did_you_mean(variant, VARIANTS)}; there are: "
                         f"{', '.join(VARIANTS)} (the collage of pixels samples with the weights of 'none')")
-    folder = folder_of(out, variant)
-    folder.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     stages = {"unet": _train_unet, "prior": _train_prior}
     if not VARIANTS[variant].code:
         if stage == "prior":
@@ -123,22 +110,22 @@ def train(
     done: dict[str, Any] = {}
     for name, run in stages.items():
         if stage in (None, name):
-            done[name] = run(folder, variant, steps, images, device, resume, max_seconds)
+            done[name] = run(out, variant, steps, images, device, resume, max_seconds)
             if not done[name]["finished"]:
                 break
     return done
 
 
-def folder_of(out: Path, variant: str) -> Path:
-    """Where a variant's files lie."""
-    return out if variant == "main" else out / variant
-
-
-def variant_config(variant: str) -> dict[str, Any]:
-    """CONFIG as a variant needs it: without code, there is neither encoder nor prior."""
-    config = json.loads(json.dumps(CONFIG)) | {"variant": variant}
-    if not VARIANTS[variant].code:
-        config["BeatGANsAutoencConfig"] |= {"semantic_enc": False, "latent_net_conf": None}
+def variant_config(name: str, images: int = IMAGES) -> dict[str, Any]:
+    """CONFIG as a variant needs it: without code, there is neither encoder nor prior; a table has a row per image."""
+    variant = VARIANTS[name]
+    config = json.loads(json.dumps(CONFIG)) | {"variant": name, "position": variant.position}
+    unet = config["BeatGANsAutoencConfig"]
+    if not variant.code:
+        unet |= {"semantic_enc": False, "latent_net_conf": None}
+    if variant.table:
+        unet |= {"semantic_enc": False, "semantic_path": "table", "data_num": images}
+    if not unet["semantic_enc"]:
         config["BeatGANsEncoderConfig"] = None
     return config
 
@@ -151,10 +138,10 @@ def _float(pixels: Any, device: str) -> Tensor:
     return torch.tensor(pixels).to(device).float() / 127.5 - 1
 
 
-def snr_weight(cumprod: Tensor, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma) / SNR for every timestep, [T] (Hang et al. 2023)."""
-    snr = cumprod / (1 - cumprod)
-    return snr.clamp(max=gamma) / snr
+def truncated_weight(cumprod: Tensor) -> Tensor:
+    """Of the error of v at each timestep, [T]: min(SNR + 1, 6) / (SNR + 1)."""
+    ratio = 1 / (1 - cumprod)                       # SNR + 1
+    return ratio.clamp(max=6.0) / ratio
 
 
 def _corners(images: Tensor, variant: Variant, draw: torch.Generator) -> Tensor:
@@ -165,9 +152,11 @@ def _corners(images: Tensor, variant: Variant, draw: torch.Generator) -> Tensor:
     return (uniform * (sides - 1)).long() + 1 - PATCH // 2
 
 
-def window_loss(model: PatchDM, images: Tensor, variant: Variant, cumprod: Tensor, weight: Tensor, draw: torch.Generator,
-                dropout: bool = True) -> dict[str, Tensor]:
+def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant, cumprod: Tensor, weight: Tensor,
+                draw: torch.Generator, dropout: bool = True) -> dict[str, Tensor]:
     """Both terms of the loss for one random window of each image [B, 3, H, W], weighted by timestep.
+
+    source: what the codes are made of: the images, or their rows in a table, int64 [B].
 
     Timesteps are stratified (one per B-th of the range), windows are drawn per image, and noise is drawn for the window alone:
     the official code shares one window in a batch and draws independent timesteps, which has the same mean and more variance.
@@ -178,16 +167,16 @@ def window_loss(model: PatchDM, images: Tensor, variant: Variant, cumprod: Tenso
     kept = torch.rand(2, batch, generator=draw).to(device)
     window = cut(images, corners, PATCH)
     noise = torch.randn(window.x.shape, generator=draw).to(device)
-    with training.autocast(str(device)):
+    with training.autocast(str(device), cpu=True):
         code = torch.zeros(batch, model.unet.code_channels, device=device)
         if model.unet.encoder is not None:
-            code = model.unet.encoder(images)
+            code = model.unet.encoder(source)
         if dropout:
             code = code * (kept[0] >= _UNET["drop_code"]).float()[:, None]
         position = (kept[1] >= _UNET["drop_position"]).float() if dropout else torch.ones(batch, device=device)
         prediction = predict(model.unet, noised(window, t, noise, cumprod), t, code, window.where, PATCH,
                              position if variant.position else torch.zeros_like(position), shift=variant.collage)
-    shift, noshift = window_losses(prediction, noise, window.mask)
+    shift, noshift = window_losses(prediction, velocity(window.x, t, noise, cumprod), window.mask)
     losses = {"noshift": (weight[t] * noshift).mean()}
     return losses | {"shift": (weight[t] * shift).mean()} if variant.collage else losses
 
@@ -195,27 +184,32 @@ def window_loss(model: PatchDM, images: Tensor, variant: Variant, cumprod: Tenso
 def _train_unet(
     out: Path, name: str, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
 ) -> dict[str, Any]:
-    """Noise prediction on windows, semantic encoder and U-Net together; the moving average of both is what ships.
+    """Denoising of windows, semantic encoder and U-Net together; the moving average of both is what ships.
 
-    The squared error is weighted by min(SNR, 5) / SNR, so that a short training learns coarse colours, which are decided at
-    high noise, before the finest texture. For guidance one image in ten loses its code, one in two its position.
+    The network predicts v (Salimans & Ho 2022) instead of the official noise: at high noise a small error in the mean of a
+    patch of noise is a wrong colour, and a short training never gets rid of it. The error of x0 counts min(SNR + 1, 6) times.
+    For guidance one image in ten loses its code, one in two its position.
     """
     o, variant = _UNET, VARIANTS[name]
     steps = steps or variant.steps
     data = _pixels(images)
     torch.manual_seed(0)
-    model = build(variant_config(name), prior=False)
+    model = build(variant_config(name, images), prior=False)
+    if isinstance(model.unet.encoder, CodeTable):
+        model.unet.encoder.semantic_enc.weight.data.copy_(_clip_features(data, device))
     model.unet.to(device).train()
     decay = min(0.999, 1 - 5 / steps) if steps > 5 else 0.0
     ema = EMA(model.unet, decay=decay)
     optimizer = torch.optim.Adam(model.unet.parameters(), lr=o["rate"], fused=True)
     cumprod = torch.from_numpy(diffusion_alphas_cumprod()).float().to(device)
-    weight = snr_weight(cumprod)
+    weight = truncated_weight(cumprod)
 
     def step(k: int) -> dict[str, Tensor]:
-        batch = _float(data[training.batch_seeds(k, o["batch"], images).numpy()], device)
+        index = training.batch_seeds(k, o["batch"], images)
+        batch = _float(data[index.numpy()], device)
+        source = index.to(device) if variant.table else batch
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"], warmup=min(o["warmup"], steps // 4)))
-        losses = window_loss(model, batch, variant, cumprod, weight, training.step_generator(k))
+        losses = window_loss(model, batch, source, variant, cumprod, weight, training.step_generator(k))
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(model.unet.parameters(), 1.0)
@@ -230,9 +224,17 @@ def _train_unet(
     (out / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
     training.write_training_json(
         out / "training-unet.json", result, device=device, batch=o["batch"], data=_data(images), variant=name, ema=decay,
-        parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], loss_weight="min(SNR, 5) / SNR",
-        held_out=_held_out(model, variant, cumprod, weight, device))
+        parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], target="v",
+        held_out=None if variant.table else _held_out(model, variant, cumprod, weight, device))
     return result
+
+
+def _clip_features(data: Any, device: str) -> Tensor:
+    """What the codes of a table start from: un-normalised image features of scenes-clip (ViT-B/16 of CLIP in the paper)."""
+    from hibench import scenes_clip
+
+    clip = scenes_clip.load(device)
+    return torch.cat([clip.encode_image(torch.tensor(data[i : i + 100])).cpu() for i in range(0, len(data), 100)])
 
 
 @torch.no_grad()
@@ -244,26 +246,28 @@ def _held_out(model: PatchDM, variant: Variant, cumprod: Tensor, weight: Tensor,
     pixels = _float(scenes.render(range(HELD_OUT_SEED, HELD_OUT_SEED + count), RESOLUTION).numpy(), device)
     losses: dict[str, Any] = {"scenes": count}
     model.unet.eval()
-    parts = [window_loss(model, part, variant, cumprod, weight, training.step_generator(k), dropout=False)
+    parts = [window_loss(model, part, part, variant, cumprod, weight, training.step_generator(k), dropout=False)
              for k, part in enumerate(pixels.split(50))]
     for key in parts[0]:
         losses[key] = round(sum(part[key].item() for part in parts) / len(parts), 5)
     return losses
 
 
-def _load_unet(folder: Path, name: str, device: str) -> PatchDM:
+def _load_unet(folder: Path, device: str) -> PatchDM:
     """The U-Net and encoder of a finished first stage."""
     path = folder / "unet.safetensors"
     if not path.exists():
         raise MissingWeights(f"train patch-dm: no U-Net at {path}; train it first, with: hibench train patch-dm --stage unet")
-    model = build(variant_config(name), prior=False)
+    model = build(json.loads((folder / "config.json").read_text()), prior=False)
     fill(model.unet, {k: v.float() for k, v in load_file(path).items()}, str(path))
     model.unet.to(device).eval()
     return model
 
 
 def codes_of(model: PatchDM, data: Any, device: str) -> Tensor:
-    """Codes of images uint8 [N, 3, H, W], float32 [N, D] on the CPU."""
+    """Codes of images uint8 [N, 3, H, W] (or all rows of the table), float32 [N, D] on the CPU."""
+    if isinstance(model.unet.encoder, CodeTable):
+        return model.unet.encoder.semantic_enc.weight.detach().float().cpu()
     assert model.unet.encoder is not None
     with torch.inference_mode():
         parts = [model.unet.encoder(_float(data[i : i + 100], device)).float().cpu() for i in range(0, len(data), 100)]
@@ -276,7 +280,7 @@ def _train_prior(
     """The MLP on normalised codes of all training images, L1 on the noise, constant betas (train_latent.py's settings)."""
     o = _PRIOR
     steps = steps or VARIANTS[name].prior_steps
-    model = _load_unet(out, name, device)
+    model = _load_unet(out, device)
     codes = codes_of(model, _pixels(images), device)
     mean, std = codes.mean(0, keepdim=True), codes.std(0, keepdim=True).clamp(min=1e-6)
     codes = ((codes - mean) / std).to(device)

@@ -20,9 +20,9 @@ COUNTER = 64                                        # attention_resolutions are 
 Modulation = tuple[Tensor, Tensor]                  # weight and bias of a block's second normalisation, per patch: [N, C] each
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, or one channel per group in narrow maps."""
-    return nn.GroupNorm(min(32, channels), channels)
+def norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+    """Group normalisation, with one channel per group in maps that are narrower than that."""
+    return nn.GroupNorm(min(groups, channels), channels)
 
 
 def position_embedding(where: Tensor) -> Tensor:
@@ -72,16 +72,16 @@ class ResBlock(nn.Module):
     """
 
     def __init__(self, channels: int, out_channels: int, embed_channels: int | None = None, cond_channels: int | None = None,
-                 dropout: float = 0.0, resample: nn.Module | None = None) -> None:
+                 dropout: float = 0.0, resample: nn.Module | None = None, groups: int = 32) -> None:
         super().__init__()
         self.resample = resample                    # has no parameters
-        self.in_layers = nn.Sequential(norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(norm(channels, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.out_layers = None
         if embed_channels is not None:
             self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_channels, 2 * out_channels))
             if cond_channels is not None:
                 self.cond_emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(cond_channels, out_channels))
-            self.out_layers = nn.Sequential(norm(out_channels), nn.SiLU(), nn.Dropout(dropout),
+            self.out_layers = nn.Sequential(norm(out_channels, groups), nn.SiLU(), nn.Dropout(dropout),
                                             zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
@@ -121,26 +121,29 @@ class PatchUNet(nn.Module):
     """eps of patches, in two halves: `encode` works on the patches of the padded image, `decode` on tiles of the image.
 
     Constructor arguments have their official names (BeatGANsAutoencConfig); `attention_resolutions` are compared with a counter
-    that starts at 64 at the finest level, whatever the size of a patch. `encoder` and `latent_net` hold the semantic encoder
-    (or the table of codes) and the prior, where there are any.
+    that starts at 64 at the finest level, whatever the size of a patch. `norm_groups` is ours: with the official 32, maps of 32
+    channels are normalised channel by channel, and the mean colour of a patch can hardly pass. `encoder` and `latent_net` hold
+    the semantic encoder (or the table of codes) and the prior, where there are any.
     """
 
     def __init__(self, model_channels: int = 64, channel_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int = 2,
                  attention_resolutions: Sequence[int] = (16,), embed_channels: int = 512, dropout: float = 0.0,
                  in_channels: int = 3, out_channels: int = 3, num_heads: int = 1, num_head_channels: int = -1,
                  num_heads_upsample: int = -1, resblock_updown: bool = True, conv_resample: bool = True,
-                 use_new_attention_order: bool = False, time_embed_channels: int | None = None) -> None:
+                 use_new_attention_order: bool = False, time_embed_channels: int | None = None,
+                 norm_groups: int = 32) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.code_channels = in_channels, out_channels, embed_channels
         self.multiple = 2 ** len(channel_mult)      # a patch is a multiple of this: its lowest map is cut in half
         channels = model_channels
 
         def res(c: int, out: int, resample: nn.Module | None = None) -> ResBlock:
-            return ResBlock(c, out, embed_channels, embed_channels, dropout, resample)
+            return ResBlock(c, out, embed_channels, embed_channels, dropout, resample, norm_groups)
 
         def attend(c: int, up: bool = False) -> AttentionBlock:
             heads = num_heads_upsample if up and num_heads_upsample != -1 else num_heads
-            return AttentionBlock(c, heads if num_head_channels == -1 else c // num_head_channels, use_new_attention_order)
+            return AttentionBlock(c, heads if num_head_channels == -1 else c // num_head_channels, use_new_attention_order,
+                                  norm_groups)
 
         def down(c: int) -> nn.Module:
             return res(c, c, Downsample(c, False)) if resblock_updown else Downsample(c, conv_resample)
@@ -175,7 +178,7 @@ class PatchUNet(nn.Module):
                     layers.append(up(ch))
                     counter *= 2
                 self.output_blocks.append(Block(*layers))
-        self.out = nn.Sequential(norm(ch), nn.SiLU(), zero(nn.Conv2d(ch, out_channels, 3, padding=1)))
+        self.out = nn.Sequential(norm(ch, norm_groups), nn.SiLU(), zero(nn.Conv2d(ch, out_channels, 3, padding=1)))
         self.res_blocks = tuple(m for m in self.modules() if isinstance(m, ResBlock))   # a tuple does not register twice
         for index, block in enumerate(self.res_blocks):
             block.index = index

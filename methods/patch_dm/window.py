@@ -11,7 +11,7 @@ from methods.diffusion.losses import q_sample
 from methods.patch_dm.collage import collage, from_patches, pad_half, positions, to_patches
 from methods.patch_dm.unet import PatchUNet
 
-__all__ = ["Prediction", "Window", "cut", "predict", "window_losses"]
+__all__ = ["Prediction", "Window", "cut", "noised", "predict", "window_losses"]
 
 GRID = (2, 2)
 
@@ -25,7 +25,7 @@ class Window(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """eps of the tile between the four patches [B, 3, p, p], and of the patches put together [B, 3, 2p, 2p]."""
+    """Network output (eps or v): of the tile between the patches [B, 3, p, p], and of the patches together [B, 3, 2p, 2p]."""
 
     shift: Tensor | None
     noshift: Tensor
@@ -76,14 +76,16 @@ def predict(unet: PatchUNet, x: Tensor, t: Tensor, cond: Tensor, where: Tensor, 
     return Prediction(eps[:, 4] if shift else None, from_patches(eps[:, :4].flatten(0, 1), GRID))
 
 
-def window_losses(prediction: Prediction, noise: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared errors per image, [B] each: of the tile, and of the patches, where zeros outside the image count in the mean."""
-    error = ((prediction.noshift - noise).square() * mask).flatten(1).mean(1)
+def window_losses(prediction: Prediction, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared errors per image, [B] each: of the tile, and of the patches, where zeros outside the image count in the mean.
+
+    target: the noise (official) or v of the window, [B, 3, 2p, 2p].
+    """
+    noshift = ((prediction.noshift - target).square() * mask).flatten(1).mean(1)
     if prediction.shift is None:
-        return torch.zeros_like(error), error
-    quarter = noise.shape[2] // 4
-    target = noise[:, :, quarter:-quarter, quarter:-quarter]
-    return (prediction.shift - target).square().flatten(1).mean(1), error
+        return torch.zeros_like(noshift), noshift
+    quarter = target.shape[2] // 4
+    return (prediction.shift - target[:, :, quarter:-quarter, quarter:-quarter]).square().flatten(1).mean(1), noshift
 
 
 def noised(window: Window, t: Tensor, noise: Tensor, cumprod: Tensor) -> Tensor:
