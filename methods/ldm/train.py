@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from hibench.references.scene_cache import TRAINING_SEED, rendered, say
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
 from methods.diffusion.losses import per_sample, q_sample, velocity
+from methods.ldm.adapter import REFERENCE
 from methods.nn.autoencoder import VQModel
 from methods.nn.discriminator import NLayerDiscriminator, adaptive_weight, gradient_l1, hinge_loss
 from methods.nn.unet import UNet
 
-__all__ = ["CONFIG", "STAGES", "train"]
+__all__ = ["CONFIG", "INITS", "STAGES", "train"]
 
 STAGES = ("first-stage", "unet")
+INITS = ("none", "reference")
 IMAGES, RESOLUTION = 50_000, 64
 CONFIG: dict[str, Any] = {  # official yaml structure; the T0 size of the mechanisms in the paper's ffhq256
     "linear_start": 0.0015,
@@ -69,7 +72,8 @@ _FIRST: dict[str, Any] = {
     "steps": 6000, "batch": 12, "crop": 32, "whole_from": 0.7, "rate": 1e-3, "guide_until": 400, "codes_from": 300,
     "revive_until": 0.5, "gan_from": 0.6, "gan_weight": 0.2,
 }
-_UNET: dict[str, Any] = {"steps": 11_000, "batch": 32, "rate": 1e-3, "ema": 0.999}
+_UNET: dict[str, Any] = {"steps": 11_000, "batch": 32, "rate": 1e-3, "refine_rate": 6e-4, "ema": 0.999,
+                         "early": 650, "early_share": 0.85}
 
 
 def train(
@@ -81,17 +85,26 @@ def train(
     device: str = "cpu",
     resume: bool = True,
     max_seconds: float | None = None,
+    init: str = "none",
     **_: Any,
 ) -> dict[str, Any]:
     """Train one stage, or both in turn; writes the *.safetensors, config.json and training-*.json to `out`.
 
+    `init="reference"` takes the shipped first stage and starts from the shipped U-Net, whose training it continues.
     `steps` replaces the stage's own number. A stage stopped by `max_seconds` or Ctrl-C goes on at the next call.
     """
     if stage not in (None, *STAGES):
         raise SpecError(f"train ldm: stage '{stage}' is not known; it is one of: {', '.join(STAGES)}")
+    if init not in INITS:
+        raise SpecError(f"train ldm: init '{init}' is not known; it is one of: {', '.join(INITS)}")
+    if init == "reference" and stage != "unet":
+        raise SpecError("train ldm: init 'reference' continues the U-Net alone: add --stage unet")
     out.mkdir(parents=True, exist_ok=True)
+    if init == "reference":
+        for name in ("first_stage.safetensors", "config.json"):
+            (out / name).write_bytes((REFERENCE / name).read_bytes())
     done: dict[str, Any] = {}
-    for name, run in zip(STAGES, (_train_first_stage, _train_unet)):
+    for name, run in zip(STAGES, (_train_first_stage, partial(_train_unet, refine=init == "reference"))):
         if stage in (None, name):
             done[name] = run(out, steps, images, device, resume, max_seconds)
             if not done[name]["finished"]:
@@ -228,12 +241,14 @@ def centre(model: VQModel, mean: Tensor) -> None:
 
 
 def _train_unet(
-    out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
+    out: Path, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None, refine: bool = False
 ) -> dict[str, Any]:
     """Velocity prediction on latents encoded once; the moving average of the weights is what ships.
 
     v (Salimans & Ho 2022) instead of the noise: at high noise, where an image's colours and layout are decided, the noise says
     nothing about them. The error of x0 counts min(SNR + 1, 6) times (the weights of v, truncated as in Hang et al. 2023).
+    Most steps of training are below `early`: from there on (measured by sampling from noised scenes) little is decided.
+    With `refine` the shipped U-Net goes on learning.
     """
     o = _UNET
     steps = steps or int(o["steps"])
@@ -245,6 +260,8 @@ def _train_unet(
     latents = _latents(out, config, images, device)
     torch.manual_seed(1)
     unet = UNet.from_config(config["unet_config"]["params"]).to(device).train()
+    if refine:
+        unet.load_state_dict({k: v.float() for k, v in load_file(REFERENCE / "unet.safetensors").items()})
     ema = EMA(unet, decay=o["ema"])
     optimizer = torch.optim.AdamW(unet.parameters(), lr=o["rate"])
     betas = schedules.sqrt_linear_betas(config["linear_start"], config["linear_end"], config["timesteps"])
@@ -255,9 +272,10 @@ def _train_unet(
     def step(k: int) -> dict[str, Tensor]:
         draw = training.step_generator(k)
         z = latents[training.batch_seeds(k, int(o["batch"]), images, seed=1)].to(device).float()
-        t = torch.randint(config["timesteps"], (len(z),), generator=draw).to(device)
+        early, anywhere = (torch.randint(n, (len(z),), generator=draw) for n in (o["early"], config["timesteps"]))
+        t = torch.where(torch.rand(len(z), generator=draw) < o["early_share"], early, anywhere).to(device)
         noise = torch.randn(z.shape, generator=draw).to(device)
-        training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"]))
+        training.set_rate(optimizer, training.cosine_rate(k, steps, o["refine_rate" if refine else "rate"]))
         with training.autocast(device, cpu=True):
             prediction = unet(q_sample(z, t, noise, cumprod), t)
         loss = (weight[t] * per_sample(prediction, velocity(z, t, noise, cumprod))).mean()
@@ -287,6 +305,7 @@ def _train_unet(
         data=_data(images),
         parameters=sum(p.numel() for p in unet.parameters()),
         ema=o["ema"],
+        **({"continues": json.loads((REFERENCE / "training-unet.json").read_text())} if refine else {}),
     )
     return result
 
