@@ -134,7 +134,7 @@ class PatchDM(Batched):
 
         from methods.patch_dm.sampling import ddim_run, image_table, sample_codes
 
-        model, steps = self._ready(), self.default_steps if steps is None else steps
+        model, steps = self.ready(), self.default_steps if steps is None else steps
         reason = self.supports({"height": resolution[0], "width": resolution[1], "steps": steps, "sparsity": sparsity})
         if reason:
             raise AdapterError(f"patch-dm: {reason}")
@@ -151,7 +151,8 @@ class PatchDM(Batched):
         stage.effective(steps=steps, nfe=evaluations, tiles=denoiser.grid[0] * denoiser.grid[1])
         return images
 
-    def _ready(self) -> Model:
+    def ready(self) -> Model:
+        """The model, loaded."""
         if self.model is None:
             self.load()
         assert self.model is not None
@@ -171,7 +172,7 @@ class PatchDM(Batched):
         from methods.patch_dm.denoise import Denoiser
 
         grid = resolution[0] // self.patch, resolution[1] // self.patch
-        return Denoiser(self._ready().unet, self.patch, codes, grid, torch.from_numpy(timesteps).to(self.device),
+        return Denoiser(self.ready().unet, self.patch, codes, grid, torch.from_numpy(timesteps).to(self.device),
                         guidance=self.guidance, max_tiles=self.options["max_tiles"], mode=self.options["collage"],
                         shift=self.options["shift"], position=bool(self.config.get("position", True)),
                         relocate=relocate or self._stretch(grid), halves=self._halves)

@@ -16,7 +16,7 @@ from methods.diffusion.schedules import respaced_timesteps
 from methods.patch_dm.model import PatchDM, diffusion_alphas_cumprod
 from methods.patch_dm.prior import LatentPrior, prior_alphas_cumprod
 
-__all__ = ["Table", "ddim_run", "image_table", "latent_run", "sample_codes"]
+__all__ = ["Table", "ddim_run", "image_table", "latent_run", "renoised", "sample_codes"]
 
 CODE_STREAM = 1_000_001                             # of seeded_noise; the image's own noise is stream 0
 
@@ -48,21 +48,24 @@ def image_table(steps: int, target: str = "eps") -> Table:
 
 
 def ddim_run(predict: Callable[[Tensor, int], Tensor], x: Tensor, table: Table, stage: Stage = NULL_STAGE,
-             edit: Callable[[Tensor], Tensor] | None = None,
              after: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
     """Run all steps of a table on x [B, 3, H, W], in place; what `predict(x, i)` returns is overwritten.
 
-    `edit(x0)` replaces the clean image of every step; `after(i, x0, x)` observes. Nothing of the image's size is allocated
-    besides x and the network's output.
+    `after(i, x0, x)` observes. Nothing of the image's size is allocated besides x and the network's output.
     """
     for i in range(len(table.timesteps)):
         x0 = predict(x, i).mul_(table.d[i]).add_(x, alpha=table.c[i]).clamp_(-1, 1)
-        x0 = x0 if edit is None else edit(x0)
         x.mul_(table.a[i]).add_(x0, alpha=table.b[i])
         stage.step()
         if after is not None:
             after(i, x0, x)
     return x
+
+
+def renoised(x: Tensor, noise: Tensor, table: Table, i: int) -> Tensor:
+    """What comes after step i, brought back to its beginning with fresh noise; not for the last step."""
+    keep = float(table.alphas_cumprod[i] / table.alphas_cumprod[i + 1])
+    return x * keep**0.5 + noise * (1 - keep) ** 0.5
 
 
 def latent_run(prior: LatentPrior, x: Tensor, steps: int) -> Tensor:
