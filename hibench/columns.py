@@ -16,8 +16,10 @@ SPEED = (                                                 # field, title, quanti
     ("latency_p50_s", "Latency p50", "s", "lower", True), ("latency_p90_s", "Latency p90", "s", "lower", False),
     ("first_image_s", "First image", "s", "lower", False), ("peak_bytes", "Peak memory", "bytes", "lower", True),
     ("weights_bytes", "Weights", "bytes", "lower", False), ("nfe", "NFE", "", "none", False),
-    ("flops", "FLOPs", "FLOP", "none", False), ("energy_j_per_image", "Energy", "J", "lower", False),
+    ("coordinates", "Coordinates", "coordinates", "none", False), ("flops", "FLOPs", "FLOP", "none", False),
+    ("energy_j_per_image", "Energy", "J", "lower", False),
 )
+RATIOS = {"latency_p50_s": ("speedup", "Speed-up"), "peak_bytes": ("memory_saved", "Memory saved")}   # to s = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Column:
     kind: str                                             # "speed" | "quality"
     core: bool                                            # also in the LaTeX table
     qualifier: str = ""                                   # the extractor, where there is one
+    ratio_of: str = ""                                    # the field whose value at s = 0 is divided by the line's
 
 
 def metric_title(name: str) -> tuple[str, str]:
@@ -58,7 +61,9 @@ def attached(name: str, names: Iterable[str]) -> str:
 
 
 def columns_of(lines: list[Line], metrics: list[str]) -> list[Column]:
+    """What the speed rows know, with ratios to s = 0 where lines differ in sparsity; then a column per metric in `metrics`."""
     columns = []
+    sparse = len({line.sparsity for line in lines if not line.role}) > 1
     for name, title, quantity, better, core in SPEED:
         values = [number((line.speed or {}).get(name)) for line in lines]
         known = sorted(value for value in values if value is not None)
@@ -66,6 +71,8 @@ def columns_of(lines: list[Line], metrics: list[str]) -> list[Column]:
         if known or failed:
             scale, unit = unit_of(quantity, known)
             columns.append(Column(name, title, unit, better, scale, "speed", core))
+        if known and sparse and name in RATIOS:
+            columns.append(Column(*RATIOS[name], "×", "higher", 1.0, "speed", True, ratio_of=name))
     for name in metrics:
         title, extractor = metric_title(name)
         entries = [line.quality["_metrics"][name] for line in lines if line.quality and name in line.quality["_metrics"]]
@@ -81,7 +88,7 @@ def columns_of(lines: list[Line], metrics: list[str]) -> list[Column]:
 
 
 def unit_of(quantity: str, known: list[float]) -> tuple[float, str]:
-    """Scale and unit that fit the median of the values: ms or s, MiB or GiB, MFLOP to TFLOP."""
+    """Scale and unit that fit the median of the values: ms or s, MiB or GiB, MFLOP to TFLOP, k or M coordinates."""
     middle = known[len(known) // 2] if known else 0.0
     if quantity == "s":
         return (1e3, "ms") if 0 < middle < 0.1 else (1.0, "s")
@@ -90,4 +97,6 @@ def unit_of(quantity: str, known: list[float]) -> tuple[float, str]:
     if quantity == "FLOP":
         return next(((scale, unit) for most, scale, unit in ((1e9, 1e-6, "MFLOP"), (1e12, 1e-9, "GFLOP")) if middle < most),
                     (1e-12, "TFLOP"))
+    if quantity == "coordinates":
+        return (1.0, "") if middle < 1e4 else (1e-3, "k") if middle < 1e6 else (1e-6, "M")
     return 1.0, quantity

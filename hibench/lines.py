@@ -109,9 +109,15 @@ def pair(rows: Iterable[Row]) -> list[Line]:
             mine = [lines.setdefault(nowhere, Line(*place))]
         for line in mine:
             line.quality = row
-    return sorted(lines.values(), key=lambda line: (
-        line.height * line.width, line.height, line.role is not None, line.steps or 0, line.sparsity, line.options,
-        order[line.method], line.hardware or ""))
+    sparse = len({line.sparsity for line in lines.values() if not line.role}) > 1
+
+    def rank(line: Line) -> tuple[Any, ...]:
+        block, machine = (line.height * line.width, line.height, line.role is not None, line.steps or 0), line.hardware or ""
+        if sparse:                                        # the sparsities of one method below one another
+            return (*block, order[line.method], line.options, machine, line.sparsity)
+        return (*block, line.options, order[line.method], machine)
+
+    return sorted(lines.values(), key=rank)
 
 
 def format_value(value: float, pm: float | None, scale: float = 1.0) -> str:

@@ -14,6 +14,7 @@ from hibench.lines import Line, Row, pair
 from hibench.marks import Looks
 from hibench.measures import metric_of, once, quantity_of, x_of
 from hibench.pareto import pareto
+from hibench.steps_plot import quality_by_steps
 
 __all__ = ["draw_sweep", "write_plots"]
 
@@ -57,6 +58,7 @@ def draw_sweep(name: str, rows: list[Row], results: Path, looks: Looks | None = 
                 yield from against(name, f"{stem}-latency-{axis}{suffix}", mine, axis, [at], looks, machine)
                 if axis == "resolution":
                     yield from against(name, f"{stem}-memory-{axis}{suffix}", mine, axis, [memory], looks, machine)
+        yield from quality_by_steps(name, stem, quality, metrics)
         metric = next((one for one in metrics if one.better in ("lower", "higher")), None)
         for machine, suffix, mine in per_machine if metric else ():
             yield from pareto(name, f"{stem}-pareto{suffix}", mine, metric, latency, looks, machine, quality)  # type: ignore[arg-type]

@@ -21,12 +21,15 @@ __all__ = ["FORMATS", "load_table", "records_csv", "write_report"]
 FORMATS = ("md", "csv", "tex", "png", "pdf")
 FIRST = ("key", "method", "kind", "status", "height", "width", "steps", "sparsity", "latency_p50_s", "latency_p90_s",
          "latency_lo_s", "latency_hi_s", "peak_bytes", "peak_source", "weights_bytes", "first_image_s", "load_s", "flops",
-         "nfe", "energy_j_per_image", "n", "reason", "flags", "id", "parameters")
-COUNTS = ("height", "width", "steps", "peak_bytes", "weights_bytes", "flops", "nfe", "n", "parameters", "images", "processes")
+         "nfe", "coordinates", "energy_j_per_image", "n", "reason", "flags", "id", "parameters")
+COUNTS = ("height", "width", "steps", "peak_bytes", "weights_bytes", "flops", "nfe", "coordinates", "n", "parameters", "images",
+          "processes")
 
 
 def load_table(results: Path) -> "pd.DataFrame":
-    """One row per record: key, method, axes, numbers in base units, a column per metric and `<metric>_pm`."""
+    """One row per record: key, method, axes, numbers in base units, a column per metric and `<metric>_pm`.
+
+    `coordinates` is there when some record reports it."""
     return _frame(load_rows(results)[0])
 
 
@@ -44,8 +47,9 @@ def _frame(rows: list[Row]) -> "pd.DataFrame":
             one |= {name: number(entry.get("value")), f"{name}_pm": number(entry.get("pm"))}
         flat.append(one)
     named = [f"option.{name}" for name in options], [part for name in metrics for part in (name, f"{name}_pm")]
+    first = [name for name in FIRST if name != "coordinates" or any(row["coordinates"] is not None for row in rows)]
     rest = [name for name in flat[0] if name not in FIRST and name not in (*named[0], *named[1])]
-    frame: pd.DataFrame = pd.DataFrame(flat, columns=[*FIRST, *named[0], *named[1], *rest])
+    frame: pd.DataFrame = pd.DataFrame(flat, columns=[*first, *named[0], *named[1], *rest])
     for name in [str(column) for column in frame.columns]:
         if name in named[1] or name.endswith(("_s", "_j_per_image")) or name in COUNTS:
             frame[name] = frame[name].astype("float64")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,13 @@ def flatten(record: dict[str, Any]) -> Row:
     for name in ("latency_p50_s", "latency_p90_s", "peak_bytes", "weights_bytes", "first_image_s", "load_s", "flops", "nfe",
                  "energy_j_per_image"):
         row[name] = number(speed.get(name))
+    row["coordinates"] = _effective(speed, "coordinates")
     row["_options"] = axes.get("options") or {}
     row["_metrics"] = {name: entry for name, entry in metrics.items() if name not in broken}
     extractor = str((record.get("settings") or {}).get("extractor") or "")
-    row["_missing"] = {**{honest(name, extractor): why for name, why in (quality.get("missing") or {}).items()}, **broken}
+    missing, inapplicable = ({honest(name, extractor): str(why) for name, why in (quality.get(part) or {}).items()}
+                             for part in ("missing", "inapplicable"))
+    row["_missing"], row["_inapplicable"] = {**missing, **broken}, inapplicable
     row["_flags"] = [str(flag.get("text") or flag.get("name")) for flag in record.get("flags") or ()]
     row["_samples"] = list(quality.get("samples") or ())
     row["_intervals"] = {"latency_p50_s": (span[0], span[1]), "peak_bytes": _peak_range(speed, row["peak_bytes"])}
@@ -71,6 +75,13 @@ def honest(name: str, extractor: str) -> str:
         return name
     family = {"fid": "fd", "kid": "kd"}.get(name, name)
     return f"{family}@{extractor}"
+
+
+def _effective(speed: dict[str, Any], name: str) -> float | None:
+    """What the method said it did for one image, median over processes; None when no process says."""
+    said = [number((process.get("effective") or {}).get(name)) for process in speed.get("processes") or ()]
+    known = [one for one in said if one is not None]
+    return statistics.median_low(known) if known else None
 
 
 def _peak_range(speed: dict[str, Any], peak: float | None) -> tuple[float | None, float | None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hibench.columns import Column, attached, columns_of, metric_names
+from hibench.columns import Column, attached, columns_of, metric_names, metric_title
 from hibench.lines import Entry, Line, Row, interval, number, pair, plain
+from hibench.relative import fill_ratios
 
 __all__ = ["Table", "build"]
 
@@ -35,6 +37,7 @@ def build(name: str, rows: list[Row]) -> Table:
     for line in lines:
         for kind in ("speed", "quality"):
             _fill(line, [column for column in columns if column.kind == kind], kind, notes)
+    fill_ratios(lines, columns)
     group = _groups(lines)
     for column in columns:
         _mark_best(lines, column, group)
@@ -54,16 +57,28 @@ def _fill(line: Line, columns: list[Column], kind: str, notes: dict[str, str]) -
                 entry.notes = [_note(notes, f"{row['status']}: {row['reason'] or 'no reason was recorded'}")]
             continue
         measured = interval(row, column.field)
-        missing = {attached(name, [column.field]): reason for name, reason in row["_missing"].items()}
         if measured is not None:
             entry.value, low, high = measured
             said = (row["_metrics"].get(column.field) or {}).get("pm")
             spread = max(high - entry.value, entry.value - low)
             entry.pm = number(said) if said is not None else None if math.isnan(low) or math.isnan(high) else spread
-        elif column.field in missing:
-            entry.text, entry.notes = "missing", [_note(notes, f"{column.title}: {missing[column.field]}")]
+        elif missing := _reason(row["_missing"], column):
+            entry.text, entry.notes = "missing", [_note(notes, missing)]
+        elif inapplicable := _reason(row["_inapplicable"], column):
+            entry.notes = [_note(notes, inapplicable)]
         if position == 0:
             entry.notes += [_note(notes, text) for text in row["_flags"]]
+
+
+def _reason(reasons: dict[str, str], column: Column) -> str | None:
+    """Why there is no value in a column, with its title in front; None when nothing is said about it."""
+    said = next((why for name, why in reasons.items() if attached(name, [column.field]) == column.field), None)
+    return None if said is None else f"{column.title}: {_bare(said, column.field)}"
+
+
+def _bare(why: str, name: str) -> str:
+    """A reason without the metric's own name in front, which the title says better."""
+    return re.sub(rf"^{re.escape(name.partition('@')[0])}(@\S*)?: ", "", why)
 
 
 def _note(notes: dict[str, str], text: str) -> str:
@@ -85,7 +100,7 @@ def _groups(lines: list[Line]) -> Callable[[Line], tuple[Any, ...]]:
 
 def _mark_best(lines: list[Line], column: Column, group: Callable[[Line], tuple[Any, ...]]) -> None:
     """Mark a value as best only where its interval overlaps with no competitor's, and all were measured alike."""
-    if column.better not in ("lower", "higher"):
+    if column.better not in ("lower", "higher") or column.ratio_of:
         return
     groups: dict[tuple[Any, ...], dict[str, list[Line]]] = {}
     for line in lines:
@@ -144,16 +159,32 @@ def _caption(lines: list[Line], columns: list[Column]) -> str:
             says.append(f"Peak memory: {' or '.join(peaks)}; ± is its range over processes.")
         if len({row["software_digest"] for row in speed}) > 1:
             says.append("Latencies come from different software versions.")
-    units = {column.unit for column in columns}
+    fields, units = {column.field for column in columns}, {column.unit for column in columns}
+    if any(column.ratio_of for column in columns):
+        says.append("Sparsity s: fraction of coordinates not evaluated. Speed-up and memory saved: latency and peak memory "
+                    "at s = 0 of the same method, resolution and steps, divided by the line's own; ± from the ends of both.")
+    if "coordinates" in fields:
+        says.append("Coordinates: evaluated by the sparse level for one image, summed over the steps.")
     says += [f"{unit} = {size} bytes." for unit, size in (("MiB", "2^20"), ("GiB", "2^30")) if unit in units]
     if any(line.height != line.width for line in lines):
         says.append("Resolution is height × width.")
+    says += _nowhere(lines, columns)
     several = len({line.method for line in lines if not line.role}) > 1
     says.append(f"Bold: the best {'method at equal axes' if several else 'setting at equal resolution'}, marked only where its "
                 "interval overlaps no other's.")
     if any(line.role for line in lines):
         says.append("Baselines marked floor and ceiling are reference points and do not compete.")
     return " ".join(says)
+
+
+def _nowhere(lines: list[Line], columns: list[Column]) -> list[str]:
+    """One sentence per metric that says something about no line, so that it has no column."""
+    fields = [column.field for column in columns]
+    found: dict[str, set[str]] = {}
+    for name, why in {item for line in lines for item in (line.quality or {}).get("_inapplicable", {}).items()}:
+        if not any(attached(name, [field]) == field for field in fields):
+            found.setdefault("@".join(filter(None, metric_title(name))), set()).add(_bare(why, name))
+    return [f"{title} is inapplicable throughout: {'; '.join(sorted(found[title]))}." for title in sorted(found)]
 
 
 def _values(rows: list[Row], name: str, letters: int | None = None) -> str:

@@ -190,6 +190,56 @@ def test_too_many_curves_become_panels_per_method() -> None:
         assert len({box.lines[0].get_color() for box in settings}) == 1
 
 
+def steps_and_sizes(*methods: str, sparsity: tuple[float | None, ...] = (None,)) -> list[dict[str, Any]]:
+    return [records.record(method, "quality", resolution, steps, fraction) for method in methods for fraction in sparsity
+            for resolution in (64, 128) for steps in (5, 10, 50)]
+
+
+def test_quality_over_steps_and_resolutions_has_a_figure_per_metric_and_a_line_per_resolution() -> None:
+    made = steps_and_sizes("ldm", "infd")
+    figures = [one for one in drawn([*made, *REAL[:2]]).items() if one[0].startswith("steps-resolution")]
+    assert [stem for stem, _ in figures] == [f"steps-resolution-{name}-scenes-clip"
+                                             for name in ("fd", "kd", "is", "precision", "recall", "clip-score")]
+    figure = figures[0][1].figure
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["infd", "ldm"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["64²", "128²"]
+    for panel, method in enumerate(("infd", "ldm")):
+        for resolution, (x, y) in zip((64, 128), lines(figures[0][1], panel), strict=True):
+            mine = [one["quality"]["values"]["fd@scenes-clip"]["value"] for one in made
+                    if (one["method"]["name"], one["axes"]["height"]) == (method, resolution)]
+            assert (x, y) == ([5, 10, 50], pytest.approx(mine))
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    assert figure.axes[0].get_xscale() == "log"
+    value = made[0]["quality"]["values"]["fd@scenes-clip"]
+    bar = lines_of_bars(figure.axes[1])[0][0]
+    assert list(bar) == pytest.approx([value["value"] - value["pm"], value["value"] + value["pm"]])
+    assert "FD against steps, a line per resolution. Sweep sweep, n = 128 images per point" in figures[0][1].caption
+
+
+def lines_of_bars(axes: Any) -> list[list[np.ndarray]]:
+    """Lower and upper ends of the error bars, per line of a panel and per point."""
+    return [[segment[:, 1] for segment in box.lines[2][0].get_segments()] for box in axes.containers]
+
+
+def test_sparsities_get_panels_and_failed_cells_a_mark_in_the_colour_of_their_resolution() -> None:
+    made = [*steps_and_sizes("infty-diff", sparsity=(0.0, 0.75)), *steps_and_sizes("ldm")]
+    made[5] = records.record("infty-diff", "quality", 128, 50, 0.0, status="oom")
+    figure = drawn(made)["steps-resolution-fd-scenes-clip"].figure
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["infty-diff, s = 0", "infty-diff, s = 0.75", "ldm"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["oom"]
+    mark = next(line for line in figure.axes[0].lines if line.get_marker() == "x")
+    assert mark.get_color() == figure.axes[0].containers[1].lines[0].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["64²", "128²", "no result (see table)"]
+
+
+def test_methods_that_vary_steps_or_resolution_alone_get_no_panel_of_both() -> None:
+    alone = [records.record("infd", "quality", 64, steps) for steps in (5, 50)]
+    alone += [records.record("upsample", "quality", resolution, 50) for resolution in (64, 128)]
+    assert not [stem for stem in drawn(alone) if stem.startswith("steps-resolution")]
+    figure = drawn([*steps_and_sizes("ldm"), *alone])["steps-resolution-fd-scenes-clip"].figure
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["ldm"]
+
+
 def test_crowded_ticks_keep_their_marks_and_lose_their_labels() -> None:
     figure, (axes,), _ = draw.panels(1, 1)
     draw.ticks(axes, {0.0: "0", 0.5: "0.5", 0.75: "0.75", 0.875: "0.875"}, log2=False, width_in=1.0)

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hibench import report, rows, tables, typeset
+from hibench.columns import unit_of
 from hibench.errors import HibenchError, SpecError
 from hibench.lines import format_value
 
@@ -272,6 +273,37 @@ def test_a_missing_metric_gets_no_name_that_it_may_not_carry(name: str, extracto
     assert [column.field for column in table_of([made]).columns] == [wanted]
 
 
+def without_prompts(made: dict[str, Any], seam: str = "seam@32: 64x64 px images have no border") -> dict[str, Any]:
+    made["settings"] = {"extractor": "scenes-clip"}
+    del made["quality"]["values"]["clip-score@scenes-clip"]
+    made["quality"]["inapplicable"] = {"clip-score": "clip-score: the method takes no prompt", "seam@32": seam}
+    return made
+
+
+def test_an_inapplicable_metric_is_a_dash_with_its_reason_and_no_fault(tmp_path: Path) -> None:
+    made = [records.record("ldm", "quality"), without_prompts(records.record("infd", "quality"))]
+    table = table_of(made)
+    entry = next(line for line in table.lines if line.method == "infd").entries["clip-score@scenes-clip"]
+    assert (entry.value, entry.text, entry.notes) == (None, "—", ["a"])
+    assert table.notes == {"CLIP score: the method takes no prompt": "a"}
+    found = {row[1]: row for row in markdown_rows(typeset.to_markdown(table))[2:]}
+    assert found["infd"][-1] == "—<sup>a</sup>"
+    assert r"---\textsuperscript{a}" in typeset.to_latex(table)
+    records.write(tmp_path, made)
+    report.write_report(tmp_path, tmp_path / "out", formats=["md"])
+    assert "Cells without a full result" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_metric_that_is_inapplicable_throughout_is_said_in_the_caption_and_fills_no_column() -> None:
+    made = [without_prompts(records.record("ldm", "quality")),
+            without_prompts(records.record("ldm", "quality", 128), "seam@32: other")]
+    table = table_of(made)
+    assert "CLIP score@scenes-clip is inapplicable throughout: the method takes no prompt." in table.caption
+    assert "seam@32 is inapplicable throughout: 64x64 px images have no border; other." in table.caption
+    assert not {"clip-score@scenes-clip", "seam@32"} & {column.field for column in table.columns}
+    assert table.notes == {}
+
+
 def test_flags_are_footnotes_of_the_number_they_concern() -> None:
     made = records.record("ldm")
     made["flags"] = [{"name": "contended", "text": "another process used 80 % of the processor"}]
@@ -356,6 +388,74 @@ def test_csv_table_is_in_base_units_and_names_the_records() -> None:
     assert float(found["ldm"]["peak_bytes"]) > 2**20
     assert "latency_p50_s" in found["ldm"]["best"].split()
     assert found["infty-diff"]["speed_id"] == made[2]["id"]
+
+
+# -- sparsity --------------------------------------------------------------------------------------------------------------
+
+
+def sparse(sparsity: float, resolution: int = 64, *, latency: float = 1.0, peak: int = 2**27, **more: Any) -> dict[str, Any]:
+    """A speed record with the interval ±10 %, the peak the same in all processes, and what every process said it did."""
+    made = records.record("infty-diff", "speed", resolution, 50, sparsity, **more)
+    if made["speed"]:
+        made["speed"] |= {"latency_p50_s": latency, "latency_ci_s": [0.9 * latency, 1.1 * latency], "peak_bytes": peak}
+        for process in made["speed"]["processes"]:
+            process["peak_rss_bytes"] = process["idle_rss_bytes"] + peak
+            process["effective"] = {"steps": 50, "coordinates": int((1 - sparsity) * resolution**2) * 50}
+    return made
+
+
+def test_coordinates_stand_beside_nfe_where_some_record_reports_them(tmp_path: Path) -> None:
+    made = [sparse(0.0), sparse(0.75), records.record("ldm")]
+    head, _, *found = markdown_rows(typeset.to_markdown(table_of(made)))
+    at = head.index("Coordinates (k)")
+    assert head[at - 1] == "NFE"
+    assert [row[at] for row in found] == ["205", "51.2", "—"]      # 64² · 50 and a quarter of it
+    assert "evaluated by the sparse level for one image" in table_of(made).caption
+    records.write(tmp_path / "some", made)
+    rows_in_csv = {row["key"]: row for row in csv.DictReader(io.StringIO(report.records_csv(tmp_path / "some")))}
+    assert [rows_in_csv[one["key"]]["coordinates"] for one in made] == ["204800", "51200", ""]
+    assert "coordinates" in typeset.to_csv(table_of(made)).partition("\n")[0].split(",")
+    records.write(tmp_path / "none", made[2:])
+    assert "coordinates" not in report.records_csv(tmp_path / "none")
+    assert "Coordinates" not in typeset.to_markdown(table_of(made[2:]))
+
+
+@pytest.mark.parametrize(("known", "unit"), [([4096.0], (1.0, "")), ([204800.0], (1e-3, "k")), ([3276800.0], (1e-6, "M"))])
+def test_coordinates_are_counted_in_thousands_or_millions(known: list[float], unit: tuple[float, str]) -> None:
+    assert unit_of("coordinates", known) == unit
+
+
+def test_a_sparsity_table_gives_speed_and_memory_relative_to_s_0() -> None:
+    made = [sparse(0.875, latency=0.5, peak=2**26), sparse(0.0, latency=0.8), sparse(0.0, 128, latency=4.0), sparse(0.5, 128)]
+    table = table_of([*made, records.record("ldm")])
+    assert [(line.height, line.method, line.sparsity) for line in table.lines] == [
+        (64, "infty-diff", 0.0), (64, "infty-diff", 0.875), (64, "ldm", 0.0),
+        (128, "infty-diff", 0.0), (128, "infty-diff", 0.5)]
+    fields = [column.field for column in table.columns]
+    assert fields[fields.index("latency_p50_s") + 1] == "speedup"
+    assert fields[fields.index("peak_bytes") + 1] == "memory_saved"
+    dense, thin, _, _, half = (line.entries for line in table.lines)
+    assert (dense["speedup"].value, dense["speedup"].pm) == (1.0, None)
+    assert (thin["speedup"].value, thin["memory_saved"].value, half["speedup"].value) == pytest.approx((1.6, 2.0, 4.0))
+    assert thin["speedup"].pm == pytest.approx(0.88 / 0.45 - 1.6)
+    assert thin["memory_saved"].pm == 0.0
+    assert "Speed-up (×) ↑" in typeset.to_markdown(table)
+    assert r"Speed-up $\uparrow$" in typeset.to_latex(table)
+    assert not any(entry.best for entry in (thin["speedup"], thin["memory_saved"]))
+
+
+def test_without_a_result_at_s_0_the_ratios_are_dashes() -> None:
+    made = [sparse(0.0, status="oom"), sparse(0.5), sparse(0.75, status="oom"), sparse(0.75, hardware=records.GPU)]
+    made += [sparse(0.0, 128)]
+    for line in table_of(made).lines:
+        if line.height == 64:
+            assert (line.entries["speedup"].text, line.entries["speedup"].value) == ("—", None)
+            assert (line.entries["memory_saved"].text, line.entries["memory_saved"].value) == ("—", None)
+
+
+def test_one_sparsity_has_no_ratios() -> None:
+    for made in ([sparse(0.0), sparse(0.0, 128)], [sparse(0.75), sparse(0.75, 128)]):
+        assert not {"speedup", "memory_saved"} & {column.field for column in table_of(made).columns}
 
 
 # -- the whole report ------------------------------------------------------------------------------------------------------
