@@ -220,7 +220,8 @@ def test_encoder_takes_any_coordinates() -> None:
 
 
 @pytest.mark.parametrize(("name", "counts"), [
-    ("ffhq_128", (43_591_796 - 49, 16_573_041 - 49, 43_754_240)), ("ffhq_256", (321_513_332 - 49, 122_028_721 - 49, 75_705_344)),
+    ("ffhq_128", (43_591_796 - 49, 16_573_041 - 49, 43_754_240)),
+    ("ffhq_256", (321_513_332 - 49, 122_028_721 - 49, 75_705_344)),
     ("churches_256", (321_513_332 - 49, 122_028_721 - 49, 159_673_344)),
 ])
 def test_published_sizes(name: str, counts: tuple[int, ...]) -> None:
@@ -236,7 +237,7 @@ def test_configurations_of_the_variants() -> None:
     assert configs.variant_config("white-noise")["diffusion"]["gaussian_filter_std"] == 0
     assert not configs.variant_config("full-kernel")["decoder"]["depthwise_sparse"]
     assert json.dumps(main | {"training": 0}) == json.dumps(configs.variant_config("8x") | {"training": 0})
-    with pytest.raises(SpecError, match="no variant '8'; did you mean '8x'.*; there are: main, 1x"):
+    with pytest.raises(SpecError, match=r"no variant '8'; did you mean '8x'.*; there are: main, 1x"):
         configs.variant_config("8")
 
 
@@ -277,7 +278,8 @@ def test_preconditioning() -> None:
     for i in range(3):
         assert table.e[i] == pytest.approx(c_in[i])
         velocity = float(k[i]) * x + float(c_out[i]) * out
-        assert torch.allclose(process.clean_estimate(x, out, table, i), process.clean_estimate(x, velocity, plain, i), atol=1e-5)
+        expected = process.clean_estimate(x, velocity, plain, i)
+        assert torch.allclose(process.clean_estimate(x, out, table, i), expected, atol=1e-5)
 
 
 def test_subsets() -> None:

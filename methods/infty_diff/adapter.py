@@ -192,7 +192,8 @@ class InftyDiff:
         from methods.infty_diff.sampling import sample_codes
 
         networks = self.ready()
-        return sample_codes(networks.prior, seeds, self.options["prior_steps"], self.device) * networks.std + networks.mean
+        steps = self.options["prior_steps"] or self.config.get("sampling", {}).get("prior_steps", 1000)
+        return sample_codes(networks.prior, seeds, steps, self.device) * networks.std + networks.mean
 
     def plan(self, resolution: Resolution, steps: int, sparsity: float = 0.0, start: int | None = None) -> "Plan":
         """What does not change between images, made once."""

@@ -68,5 +68,6 @@ def variant_config(name: str) -> dict[str, Any]:
         "prior": {"channels": 64, "hid_channels": 384, "num_layers": 6, "time_emb_channels": 64},
         "diffusion": {"steps": 1000, "predicts": "velocity", "data_std": 0.4,
                       "gaussian_filter_std": differs.get("gaussian_filter_std", 0.5)},
+        "sampling": {"prior_steps": 250},
         "training": {"variant": name, "subsample": differs["subsample"], "coordinates": differs.get("coordinates", "uniform")},
     }

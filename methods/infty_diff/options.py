@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {                         # option: default
     "read_back": None,                              # "official" (a transposed quadrant) or "fixed"; None = as compat says
     "ema": True,                                    # use a checkpoint's averaged weights
     "latent": None,                                 # folder of latent_checkpoint.pkl and latents.pkl; None = beside the weights
-    "prior_steps": 1000,                            # sampler steps of the latent prior
+    "prior_steps": None,                            # sampler steps of the latent prior; None = 1000 or as configured
     "subset": "auto",                               # sparse sampling: "lattice", "uniform", or lattices where there are some
     "finish": 0.1,                                  # sparse sampling: the share of steps at the end that evaluate everything
     "inv_snr": None,                                # of the Wiener inverse of the mollifier; None = 0.05 or as configured
@@ -43,8 +43,6 @@ def complete_options(given: dict[str, Any], weights: str) -> dict[str, Any]:
         value = options[key]
         if value is not None and (type(value) is not int or not low <= value <= high):
             raise SpecError(f"infty-diff: option {key}: {value!r} is not a whole number from {low} to {high}")
-    if options["prior_steps"] is None:
-        raise SpecError("infty-diff: option prior_steps: None is not a whole number from 1 to 1000")
     for key, low, high in (("finish", 0.0, 1.0), ("inv_snr", 1e-6, 10.0)):
         value = options[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high):

@@ -31,9 +31,9 @@ from methods.nn.attention import to_tokens
 __all__ = ["STAGES", "STEPS", "train"]
 
 STAGES = ("decoder", "prior")
-STEPS = {"decoder": {"main": 3400, "variant": 800}, "prior": {"main": 6000, "variant": 3000}}
+STEPS = {"decoder": {"main": 7400, "variant": 1700}, "prior": {"main": 6000, "variant": 3000}}
 IMAGES, BANK = 25_000, 256                          # training images; coordinate subsets that are drawn ahead
-_DECODER: dict[str, Any] = {"batch": 16, "rate": 2e-3, "warmup": 100, "ema": 0.995, "gamma": 5.0, "thin": 4}
+_DECODER: dict[str, Any] = {"batch": 8, "rate": 2e-3, "warmup": 100, "ema": 0.998, "gamma": 15.0, "thin": 4}
 _PRIOR: dict[str, Any] = {"batch": 256, "rate": 1e-3, "ema": 0.999}
 
 
@@ -109,7 +109,7 @@ def _train_decoder(out: Path, config: dict[str, Any], steps: int, images: int, d
     As in the official training the encoder sees an independent subset of the same size. Subsets come from a bank that is drawn
     ahead, with their nearest neighbours. Two things differ from it, so that a short training gets far: the network predicts the
     velocity sqrt(ab) T xi - sqrt(1 - ab) T x0 instead of T xi, preconditioned (see `Process`), because at high noise T xi says
-    nothing about the image; and the error of T x0 counts min(SNR + 1, 6) times (the weights of the velocity, truncated as in
+    nothing about the image; and the error of T x0 counts min(SNR + 1, 16) times (the weights of the velocity, truncated as in
     Hang et al. 2023). The times of
     a batch are spread evenly. The moving averages of both networks are what ships.
     """
