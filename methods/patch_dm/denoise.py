@@ -210,9 +210,9 @@ class Denoiser:
 
     def _modulations(self, half: int, images: slice, place: Place, i: int, branches: slice) -> list[Modulation]:
         """Weights and biases of every block of one half, [N, C_i] with N = branches x images x tiles."""
-        position = [self._positions(place, half) if self.position else self.no_position[half], self.no_position[half]]
-        tiles = position[0].shape[2]
-        position = torch.cat([p.expand(1, 1, tiles, -1) for p in position[branches]])
+        none, known = self.no_position[half], self._positions(place, half)
+        none = none.expand_as(known)
+        position = torch.cat([known if self.position else none, none][branches])
         code = self.codes[half][branches, images]
         mods = self.halves[half].modulations(self.time[half][i], position, code[:, :, None])
         return [(w.flatten(0, 2), b.flatten(0, 2)) for w, b in mods]
