@@ -80,7 +80,7 @@ class INFD(Batched):
         if not self.path.is_dir():
             if self.options["renderer"] is not None:
                 raise SpecError("infd: option renderer: a checkpoint holds its own renderer; drop the option")
-            return read_official(self.path).args
+            return read_official(self.path, "meta").args
         config = read_config(self.path)
         if self.variant == "main":
             return config["args"]

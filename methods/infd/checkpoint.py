@@ -57,11 +57,14 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
             tensor.copy_(state[name])
 
 
-def read_official(path: Path) -> Checkpoint:
-    """Read a published `.pth` without running code from it; AdapterError for anything that is not an INFD checkpoint."""
+def read_official(path: Path, device: str = "cpu") -> Checkpoint:
+    """Read a published `.pth` without running code from it; AdapterError for anything that is not an INFD checkpoint.
+
+    device "meta" reads the configuration and the shapes only.
+    """
     if not path.is_file():
         raise MissingWeights(f"{path}: no such file; give the path of a published checkpoint, or use weights: random")
-    loaded = torch_load(path, str(path))
+    loaded = torch_load(path, str(path), device)
     model = loaded.get("model") if isinstance(loaded, dict) else None
     if not isinstance(model, dict) or not {"name", "args", "sd"} <= model.keys():
         raise AdapterError(f"{path}: not an INFD checkpoint: it has no model with name, args and sd; "

@@ -31,8 +31,12 @@ FIXED: dict[str, Any] = {"name": "renderer_fixres_wrapper", "args": {"net": {"na
 RENDERERS = ("clif", "liif", "liif-ensemble", "fixed")
 
 
-def _args(size: int, ch: int, ch_mult: list[int], blocks: int, codes: int, hidden: int, unet: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the official class for `size` px: f = 2^(levels - 1), 3 latent channels."""
+def _args(size: int, ch: int, ch_mult: list[int], blocks: int, codes: int, hidden: int, unet: dict[str, Any],
+          predicts: str = "eps") -> dict[str, Any]:
+    """The arguments of the official class for `size` px: f = 2^(levels - 1), 3 latent channels.
+
+    `predicts` is what the U-Net gives; "v" (arXiv 2202.00512) is not official, and is what the reference LDM has too.
+    """
     latent = size // 2 ** (len(ch_mult) - 1)
     coder = {"ch": ch, "ch_mult": ch_mult, "num_res_blocks": blocks, "resolution": size, "z_channels": 3}
     return {
@@ -43,7 +47,8 @@ def _args(size: int, ch: int, ch_mult: list[int], blocks: int, codes: int, hidde
         "decoder": {"name": "decoder_vqf4", "args": coder},
         "renderer": clif(hidden),
         "z_dm": {"name": "openai_unet", "args": {"image_size": latent, **unet}},
-        "z_dp": {"linear_beta_start": 0.0015, "linear_beta_end": 0.0195, "_sampling_timestep_respacing": "ddim200"},
+        "z_dp": {"linear_beta_start": 0.0015, "linear_beta_end": 0.0195, "_sampling_timestep_respacing": "ddim200"}
+                | ({} if predicts == "eps" else {"parameterization": predicts}),
     }
 
 
@@ -52,8 +57,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
                   {"model_channels": 224, "channel_mult": [1, 2, 3, 4], "num_res_blocks": 2,
                    "attention_resolutions": [8, 4, 2], "num_head_channels": 32}),
     "reference": _args(64, 32, [1, 2, 2], 1, 4096, 64,
-                       {"model_channels": 32, "channel_mult": [1, 2, 3], "num_res_blocks": 1,
-                        "attention_resolutions": [2, 4], "num_head_channels": 32}),
+                       {"model_channels": 64, "channel_mult": [1, 1, 2], "num_res_blocks": 1,
+                        "attention_resolutions": [2, 4], "num_head_channels": 32}, "v"),
     "tiny": _args(16, 32, [1, 1], 1, 64, 32,
                   {"model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1,
                    "attention_resolutions": [2], "num_head_channels": 32}),

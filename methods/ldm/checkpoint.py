@@ -50,13 +50,13 @@ CALLBACKS = [inert("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpo
              inert("pytorch_lightning.callbacks.early_stopping", "EarlyStopping")]
 
 
-def torch_load(file: Any, name: str) -> Any:
-    """torch.load that runs no code from the file; anything wrong with the file is one AdapterError."""
+def torch_load(file: Any, name: str, device: str = "cpu") -> Any:
+    """torch.load that runs no code from the file (device "meta": nor reads a weight); what is wrong is one AdapterError."""
     allow = getattr(torch.serialization, "safe_globals", lambda _: nullcontext())   # since torch 2.5
     try:
         with allow(CALLBACKS), warnings.catch_warnings():
             warnings.simplefilter("ignore")         # it warns of every unusual file before it refuses it
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():
             raise AdapterError(f"{name}: refused, because it holds pickled code besides tensors; if you trust it, make it "
