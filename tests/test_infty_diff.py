@@ -299,13 +299,24 @@ def test_subsets() -> None:
     assert [round(v, 3) for v in subsets.halton(4, 2).tolist()] == [0.5, 0.25, 0.75, 0.125]
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.75, 0.875, 0.9])
-def test_lattices_are_disjoint_and_cover_everything(sparsity: float) -> None:
+@pytest.mark.parametrize("n", [2, 5, 8, 10, 16])
+def test_lattices_are_disjoint_and_cover_everything(n: int) -> None:
     canvas = Canvas(37, 53, 16, 8)
-    sets = subsets.lattices(canvas, sparsity, torch.Generator().manual_seed(0))
-    assert len(sets) == round(1 / (1 - sparsity))
+    sets = subsets.lattices(canvas, n, torch.Generator().manual_seed(0))
+    assert len(sets) == n
     assert torch.cat([points.flat()[0] for points in sets]).sort().values.tolist() == list(range(37 * 53))
-    assert subsets.lattices(canvas, 0.3, torch.Generator()) is None
+    assert subsets.lattices(Canvas(8, 64, 16, 8), 5, torch.Generator()) is None
+    assert {subsets.lattices(canvas, n, torch.Generator().manual_seed(i))[0].stride for i in range(9)} >= {sets[0].stride}
+
+
+def test_fractions() -> None:
+    assert [subsets.fraction_of(s) for s in (0.5, 0.875, 0.9, 0.6, 0.3)] == [(1, 2), (1, 8), (1, 10), (2, 5), (7, 10)]
+    assert subsets.fraction_of(0.987) is None
+    assert subsets.fraction_of(0.51) is None
+
+
+def test_random_parts_cover_everything() -> None:
+    canvas = Canvas(37, 53, 16, 8)
     parts = subsets.partition(canvas, 0.3, torch.Generator().manual_seed(0))
     assert set(torch.cat([points.index[0] for points in parts]).tolist()) == set(range(37 * 53))
     assert {len(points) for points in parts} == {round(0.7 * 37 * 53)}

@@ -144,6 +144,8 @@ class InftyDiff:
             self.loaded = checkpoint.load_folder(networks, self.path)
         for module in networks.modules():
             module.requires_grad_(False).eval().to(self.device, getattr(torch, self.dtype))
+        for block in (*networks.decoder.down_blocks, *networks.decoder.up_blocks):
+            block.block.conv.how = self.options["conv"]
         networks.mean, networks.std = networks.mean.to(self.device), networks.std.to(self.device)
         self.networks, self._plans = networks, {}
 

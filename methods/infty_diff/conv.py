@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CHOICES", "choose", "depthwise", "direct", "factorised", "fft", "resize_matrix"]
+__all__ = ["choose", "depthwise", "direct", "factorised", "fft", "resize_matrix"]
 
-CHOICES = ("auto", "direct", "factorised", "fft")
 LARGE = 40                                          # side of a kernel from which on the FFT is faster, see `choose`
 AT_ONCE = 1 << 25                                   # values of an intermediate result, at most (or those of one channel)
 
@@ -30,7 +29,7 @@ def resize_matrix(small: int, large: int) -> Tensor:
 
 
 def depthwise(x: Tensor, kernel: Tensor, size: int, how: str = "auto") -> Tensor:
-    """[B, C, H, W] with the kernel [C, 1, k, k] resized to size x size, zero padding, as one of `CHOICES`."""
+    """[B, C, H, W] with the kernel [C, 1, k, k] resized to size x size, zero padding; `how`: as option conv."""
     how = choose(size) if how == "auto" else how
     if how == "factorised":
         return factorised(x, kernel, size)

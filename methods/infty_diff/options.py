@@ -19,11 +19,12 @@ OPTIONS: dict[str, Any] = {                         # option: default
     "prior_steps": None,                            # sampler steps of the latent prior; None = 1000 or as configured
     "subset": "auto",                               # sparse sampling: "lattice", "uniform", or lattices where there are some
     "finish": 0.1,                                  # sparse sampling: the share of steps at the end that evaluate everything
+    "conv": "auto",                                 # depthwise kernels: "direct", "fft", "factorised", or for subsets "gather"
     "inv_snr": None,                                # of the Wiener inverse of the mollifier; None = 0.05 or as configured
     "start": None,                                  # super-resolution: begin at this timestep, from the image; None = 999
 }
 CHOICES = {"compat": (None, "official", "fixed"), "read_back": (None, "official", "fixed"),
-           "subset": ("auto", "lattice", "uniform")}
+           "subset": ("auto", "lattice", "uniform"), "conv": ("auto", "direct", "fft", "factorised", "gather")}
 
 
 def complete_options(given: dict[str, Any], weights: str) -> dict[str, Any]:

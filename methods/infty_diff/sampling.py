@@ -20,7 +20,7 @@ from methods.infty_diff.mollifier import Mollifier
 from methods.infty_diff.prior import Prior
 from methods.infty_diff.process import DdimTable, Process, advance, ancestral_step, clean_estimate, ddim_table, latent_alphas
 from methods.infty_diff.sparse import Support
-from methods.infty_diff.subsets import lattices, partition
+from methods.infty_diff.subsets import fraction_of, lattices, partition
 from methods.nn.attention import from_tokens, to_tokens
 
 __all__ = ["Evaluation", "Plan", "make_plan", "mollified_noise", "reverse", "sample_codes"]
@@ -95,8 +95,6 @@ def make_plan(decoder: Decoder, process: Process, resolution: tuple[int, int], s
     times = respaced_timesteps(steps)
     if start is not None:
         times = times[times <= start]
-        if not len(times):
-            raise SpecError(f"start {start} is below the smallest of the {steps} timesteps, {respaced_timesteps(steps)[0]}")
     canvas = decoder.canvas(*resolution)
     table = ddim_table(times, process)
     with lasting():
@@ -109,29 +107,33 @@ def make_plan(decoder: Decoder, process: Process, resolution: tuple[int, int], s
 
 def sparse_schedule(canvas: Canvas, steps: int, sparsity: float, subset: str,
                     finish: float) -> tuple[list[list[Points]], float]:
-    """The sets of every step, and the mean fraction of the coordinates that the sparse steps leave out."""
+    """The sets that every step evaluates, and the mean fraction of the coordinates that the sparse steps leave out."""
     if not sparsity:
         return [[Points(canvas)]] * steps, 0.0
     draw = torch.Generator().manual_seed(DRAW)
     last = min(steps, math.ceil(finish * steps))
     schedule: list[list[Points]] = []
+    many, everything = sets(canvas, sparsity, subset, draw)
     cycle: list[Points] = []
-    everything = sets(canvas, sparsity, subset, draw)
     for _ in range(steps - last):
-        cycle = cycle or sets(canvas, sparsity, subset, draw)
-        schedule.append([cycle.pop()])
-    share = sum(len(step[0]) for step in schedule) / (max(1, len(schedule)) * canvas.height * canvas.width)
-    left_out = 1 - share if schedule else sparsity
+        if len(cycle) < many:
+            _, cycle = sets(canvas, sparsity, subset, draw)
+        schedule.append([cycle.pop() for _ in range(many)])
+    done = sum(len(points) for step in schedule for points in step)
+    left_out = 1 - done / (len(schedule) * canvas.height * canvas.width) if schedule else sparsity
     return schedule + [everything] * last, left_out
 
 
-def sets(canvas: Canvas, sparsity: float, subset: str, draw: torch.Generator) -> list[Points]:
-    """Subsets of a fraction 1 - sparsity that together are every pixel, in random order."""
-    found = lattices(canvas, sparsity, draw) if subset in ("auto", "lattice") else None
-    if found is None and subset == "lattice":
-        raise SpecError(f"subset: lattice: no lattice leaves out {sparsity:g} of {canvas.height}x{canvas.width} pixels; "
-                        "1 / (1 - sparsity) has to be a small whole number; use subset: uniform")
-    return found or partition(canvas, sparsity, draw)
+def sets(canvas: Canvas, sparsity: float, subset: str, draw: torch.Generator) -> tuple[int, list[Points]]:
+    """Disjoint subsets that together are every pixel, in random order, and how many of them are a fraction 1 - sparsity."""
+    share = fraction_of(sparsity) if subset != "uniform" else None
+    found = share and lattices(canvas, share[1], draw)
+    if share and found:
+        return share[0], found
+    if subset == "lattice":
+        raise SpecError(f"infty-diff: option subset: no lattices leave out {sparsity:g} of {canvas.height}x{canvas.width} "
+                        "pixels (1 - sparsity has to be a fraction m/n with n up to 16); use subset: uniform")
+    return 1, partition(canvas, sparsity, draw)
 
 
 def mollified_noise(plan: Plan, seeds: Sequence[int], device: str | torch.device = "cpu") -> Tensor:
@@ -144,12 +146,13 @@ def reverse(decoder: Decoder, plan: Plan, x: Tensor, codes: list[Tensor], stage:
             guide: Callable[[Tensor, Tensor, int], Tensor] | None = None) -> Tensor:
     """T x0 float32 [B, 3, H, W] from x_T (or from the plan's first time): deterministic DDIM with T x0 clamped to [-1, 1].
 
-    Sparsity s. A sparse step asks the network for a fraction 1 - s of the coordinates: where 1/(1-s) is a whole number n, for
-    one of the n interleaved lattices of every a-th row and b-th column (a b = n), a random one in a random order that visits
-    each before any comes again, along rows or columns by chance; else for a uniformly random subset. The network sees these
-    coordinates only. What it predicts for T x0 there is interpolated to the coordinates that were left out
-    (`interpolation.Spread`): T x0 is smooth, of band-width 1/sigma, so at a high resolution little is lost. Then every
-    coordinate takes the same DDIM step from its own x, so that all of them stay at one noise level and nothing is stale.
+    Sparsity s. With 1 - s = m/n the pixels are divided into n interleaved lattices (every a-th row and b-th column, a b = n,
+    along rows or columns by chance). A sparse step asks the network for m of them, one after the other, in a random order that
+    comes to each before any comes again; every coordinate is as likely to be evaluated as any other. The network sees the
+    coordinates of one lattice only. (Where there is no such m/n with n up to 16, and with `subset` "uniform", it is one
+    uniformly random subset of a fraction 1 - s.) The T x0 that it predicts there is interpolated to the coordinates that were
+    left out (`interpolation.Spread`): T x0 is smooth, so at a high resolution little is lost. Then every coordinate takes the
+    same DDIM step from its own x, so that all of them stay at one noise level and nothing is stale.
 
     The last steps (`finish`, a tenth of them) are dense: every coordinate is evaluated. That happens part by part, one lattice
     (or subset) after the other at the same x, so that memory stays that of a part; with s = 0 there is one part, all pixels,
@@ -168,10 +171,9 @@ def reverse(decoder: Decoder, plan: Plan, x: Tensor, codes: list[Tensor], stage:
             clean = clean_estimate(tokens, out, plan.table, i)
             if e.spread is None:
                 x0 = from_tokens(clean, plan.canvas.height, plan.canvas.width)
-            elif len(parts) == 1:
+            elif x0 is None:
                 x0 = e.spread(clean)
             else:
-                x0 = torch.empty_like(x) if x0 is None else x0
                 e.spread.put(clean, x0)
         assert x0 is not None
         if guide is not None:

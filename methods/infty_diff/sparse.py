@@ -98,7 +98,7 @@ class SparseConv(nn.Module):
     """
 
     thin = 1
-    how = "auto"                                    # at inference: one of `conv.CHOICES`
+    how = "auto"                                    # at inference: auto, direct, factorised, fft (see `conv`), or gather
 
     def __init__(self, channels: int, size: int, depthwise: bool = True) -> None:
         super().__init__()
@@ -212,18 +212,18 @@ class SparseBlock(nn.Module):
         if skip is not None:
             x = block.skip_linear(torch.cat([x, skip], -1))
         if self.plain:
-            conv = block.conv(x, support.points) * support.inverse_norm
+            conv = block.conv(x, support.points) * support.inverse_norm.to(x.dtype)
             return x + conv + block.mlp(conv)
         if x.shape[1] > CHUNK and not torch.is_grad_enabled():
             return self.in_chunks(x, support, first, second)
         h = block.conv(modulate(block.norm1(x), first), support.points)
-        x = torch.addcmul(x, h, support.inverse_norm)
+        x = torch.addcmul(x, h, support.inverse_norm.to(x.dtype))
         return x + block.mlp(modulate(block.norm2(x), second))
 
     def in_chunks(self, x: Tensor, support: Support, first: Modulation, second: Modulation) -> Tensor:
         """The rest of `forward` with everything but the convolution done for some tokens at a time, while they are in the
         cache: the same result with a third of the memory."""
-        block, h, inverse = self.block, torch.empty_like(x), support.inverse_norm
+        block, h, inverse = self.block, torch.empty_like(x), support.inverse_norm.to(x.dtype)
 
         def parts(tensor: Tensor, i: int) -> tuple[Tensor, ...]:
             return tensor[i if len(tensor) > 1 else 0].split(CHUNK)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
 from hibench.errors import SpecError
 from methods.infty_diff.geometry import Canvas, Points
 
-__all__ = ["halton", "lattices", "partition", "subset_bank"]
+__all__ = ["fraction_of", "halton", "lattices", "partition", "subset_bank"]
 
-WHOLE = 1e-3                                        # 1 / (1 - s) this near a whole number counts as one
+LARGEST, NEAR = 16, 0.002                           # lattices at most; how near 1 - s a fraction m / n has to be
 
 
 def halton(count: int, base: int, shift: float = 0.0) -> Tensor:
@@ -54,27 +56,20 @@ def subset_bank(canvas: Canvas, subsample: int, count: int, kind: str = "uniform
     return Points(canvas, torch.stack(sets))
 
 
-def lattice_stride(sparsity: float) -> tuple[int, int] | None:
-    """(a, b) with 1 / (a b) = 1 - sparsity, a <= b and as equal as possible; None where there is none."""
-    number = 1 / (1 - sparsity)
-    n = round(number)
-    if abs(number - n) > WHOLE * n:
-        return None
+def fraction_of(sparsity: float) -> tuple[int, int] | None:
+    """(m, n) with m / n = 1 - sparsity and n at most 16; None where there is no such fraction."""
+    share = Fraction(1 - sparsity).limit_denominator(LARGEST)
+    return None if abs(float(share) - (1 - sparsity)) > NEAR or not share else (share.numerator, share.denominator)
+
+
+def lattices(canvas: Canvas, n: int, draw: torch.Generator) -> list[Points] | None:
+    """The n interleaved lattices of every a-th row and b-th column (a b = n, as equal as possible, along rows or columns by
+    chance) in random order: disjoint, and together every pixel. None where the canvas is too small for them."""
     a = max(a for a in range(1, int(n**0.5) + 1) if n % a == 0)
-    return a, n // a
-
-
-def lattices(canvas: Canvas, sparsity: float, draw: torch.Generator) -> list[Points] | None:
-    """All interleaved lattices of a random orientation in random order: disjoint, and together every pixel.
-
-    None where 1 / (1 - sparsity) is not a whole number, or where the canvas is too small for such lattices.
-    """
-    stride = lattice_stride(sparsity)
-    if stride is None or min(canvas.height // stride[1], canvas.width // stride[1]) < 2:
+    stride = (a, n // a) if torch.rand((), generator=draw) < 0.5 else (n // a, a)
+    if min(canvas.height, canvas.width) < 2 * max(stride):
         return None
-    if torch.rand((), generator=draw) < 0.5:
-        stride = (stride[1], stride[0])
-    order = torch.randperm(stride[0] * stride[1], generator=draw).tolist()
+    order = torch.randperm(n, generator=draw).tolist()
     return [Points(canvas, stride=stride, phase=divmod(i, stride[1])) for i in order]
 
 
