@@ -17,7 +17,8 @@ from methods.ldm.model import randomise
 from methods.patch_dm import PatchDM, checkpoint, configs, denoise, encoder, golden, model, prior, sampling, tasks, unet
 from methods.patch_dm import collage as collages
 from methods.patch_dm import options as pdm_options
-from methods.patch_dm.denoise import Denoiser, blocks_of
+from methods.patch_dm.denoise import blocks_of
+from methods.patch_dm.fast import FastUNet, upsampled_kernel
 from methods.patch_dm.variants import REFERENCE
 
 GOLDEN = Path(__file__).parent / "golden" / "patch_dm"
@@ -201,14 +202,16 @@ def test_max_tiles_changes_nothing(tiny: PatchDM, options: dict, most: int) -> N
     whole, parts = adapter(**options), adapter(**options, max_tiles=most)
     x, codes, times = torch.randn(3, 3, 48, 64), torch.randn(3, 32), np.array([900, 300])
     largest = 0
-    encode = parts.ready().unet.encode
+    network = parts._network
+    assert network is not None
+    encode = network.encode
 
-    def counting(patches: torch.Tensor, *rest):
+    def counting(patches: torch.Tensor, modulations: list, branches: int):
         nonlocal largest
-        largest = max(largest, len(patches))
-        return encode(patches, *rest)
+        largest = max(largest, len(patches) * branches)
+        return encode(patches, modulations, branches)
 
-    parts.ready().unet.encode = counting
+    network.encode = counting
     with torch.inference_mode():
         for i in range(2):
             wanted = whole.denoiser(codes, (48, 64), times).predict(x, i)
@@ -223,13 +226,13 @@ def test_projections_are_exact(tiny: PatchDM) -> None:
     where, code = collages.positions((2, 2)), torch.randn(1, 32)
     time, position = network.time_embed.time(torch.tensor([400])), network.time_embed.position(where)
     wanted = network.modulations(time.expand(4, -1), position, code.expand(4, -1))
-    half = denoise.projections(network)
+    half = FastUNet(network).halves
     got = [mod for h in half
            for mod in h.modulations(h.time(time)[0], h.position(position)[None, None], h.code(code)[None, :, None])]
     assert len(got) == len(wanted) == len(network.res_blocks)
     for (weight, bias), (w, b) in zip(got, wanted):
-        torch.testing.assert_close(weight.flatten(0, 2), w, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(bias.flatten(0, 2), b, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(weight, w, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(bias, b, rtol=1e-5, atol=1e-5)
 
 
 # -- the adapter -----------------------------------------------------------------------------------------------------------
@@ -520,12 +523,14 @@ def test_bfloat16_runs() -> None:
     assert network.generate((32, 32), 1, steps=2).shape == (3, 32, 32)
 
 
-def test_denoiser_makes_its_own_projections(tiny: PatchDM) -> None:
-    fresh = Denoiser(tiny.ready().unet, 16, torch.zeros(1, 32), (2, 2), torch.tensor([10]))
-    x = torch.randn(1, 3, 32, 32)
-    with torch.inference_mode():
-        kept = adapter(guidance=1.0).denoiser(torch.zeros(1, 32), (32, 32), np.array([10])).predict(x, 0)
-        assert torch.equal(fresh.predict(x, 0), kept)
+@pytest.mark.parametrize("size", [4, 8])
+def test_transposed_convolution_is_upsampling_and_convolution(size: int) -> None:
+    conv = torch.nn.Conv2d(6, 5, 3, padding=1)
+    x = torch.randn(2, 6, size, size)
+    with torch.no_grad():
+        wanted = conv(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+        got = torch.nn.functional.conv_transpose2d(x, upsampled_kernel(conv.weight), conv.bias, stride=2, padding=1)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_randomised_prior_is_sampled_in_float32() -> None:

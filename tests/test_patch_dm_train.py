@@ -60,13 +60,14 @@ def test_the_tile_between_is_what_sampling_predicts() -> None:
     """The shifted prediction of a window is a tile of the prediction for the whole image, with the same weights."""
     from methods.ldm.model import randomise
     from methods.patch_dm.denoise import Denoiser
+    from methods.patch_dm.fast import FastUNet
 
     unet = build(train.CONFIG, encoder=False, prior=False).unet.eval()
     randomise(unet)
     image, t = torch.randn(1, 3, 64, 64), torch.tensor([321])
     code = torch.randn(1, unet.code_channels)
     with torch.no_grad():
-        whole = Denoiser(unet, 16, code, (4, 4), t).predict(image, 0)
+        whole = Denoiser(FastUNet(unet), 16, code, (4, 4), t).predict(image, 0)
         cut = window.cut(image, torch.tensor([[32, 16]]), 16)
         tile = window.predict(unet, cut.x, t, code, cut.where, 16).shift
     assert (tile - whole[:, :, 32:48, 16:32]).abs().max() <= 1e-4 * whole.abs().max()

@@ -19,7 +19,8 @@ from methods.patch_dm.variants import REFERENCE, folder_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.patch_dm.denoise import Denoiser, Projection
+    from methods.patch_dm.denoise import Denoiser
+    from methods.patch_dm.fast import FastUNet
     from methods.patch_dm.model import PatchDM as Model
 
 __all__ = ["PatchDM"]
@@ -44,7 +45,7 @@ class PatchDM(Batched):
         self.weights, self.device, self.dtype = weights, device, dtype
         self.model: Model | None = None
         self.loaded = ""                            # a sentence on what was loaded
-        self._halves: tuple[Projection, Projection] | None = None
+        self._network: FastUNet | None = None
 
     @property
     def path(self) -> Path:
@@ -108,7 +109,7 @@ class PatchDM(Batched):
         from methods.ldm.checkpoint import read_state_dict
         from methods.ldm.model import randomise
         from methods.patch_dm import checkpoint
-        from methods.patch_dm.denoise import projections
+        from methods.patch_dm.fast import FastUNet
         from methods.patch_dm.model import empty
 
         folder = self.path.is_dir()
@@ -125,7 +126,7 @@ class PatchDM(Batched):
             state = read_state_dict(self.path)
             self.loaded = str(checkpoint.load_checkpoint(model, state, ema=self.options["ema"], what=str(self.path)))
         model.unet.requires_grad_(False)
-        self.model, self._halves = model, projections(model.unet)
+        self.model, self._network = model, FastUNet(model.unet)
 
     def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
                        prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> "Tensor":
@@ -172,10 +173,12 @@ class PatchDM(Batched):
         from methods.patch_dm.denoise import Denoiser
 
         grid = resolution[0] // self.patch, resolution[1] // self.patch
-        return Denoiser(self.ready().unet, self.patch, codes, grid, torch.from_numpy(timesteps).to(self.device),
+        self.ready()
+        assert self._network is not None
+        return Denoiser(self._network, self.patch, codes, grid, torch.from_numpy(timesteps).to(self.device),
                         guidance=self.guidance, max_tiles=self.options["max_tiles"], mode=self.options["collage"],
                         shift=self.options["shift"], position=bool(self.config.get("position", True)),
-                        relocate=relocate or self._stretch(grid), halves=self._halves)
+                        relocate=relocate or self._stretch(grid))
 
     def _stretch(self, grid: tuple[int, int]) -> "Callable[[Tensor], Tensor] | None":
         """Positions of a larger grid on the range that training has seen, with option positions: stretch."""
@@ -196,7 +199,7 @@ class PatchDM(Batched):
 
     def close(self) -> None:
         """Free the network."""
-        self.model = self._halves = None
+        self.model = self._network = None
 
     def weights_digest(self) -> str:
         """SHA-256 of the weight files, or of the configuration's name and content for random weights; needs no load()."""

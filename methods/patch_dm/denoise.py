@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hibench.errors import SpecError
-from methods.patch_dm.collage import collage, from_patches, positions, to_patches
-from methods.patch_dm.unet import Modulation, PatchUNet, ResBlock, position_embedding
+from methods.patch_dm.collage import from_patches, positions, to_patches
+from methods.patch_dm.fast import FastUNet
+from methods.patch_dm.unet import Modulation, position_embedding
 
-__all__ = ["Block", "Denoiser", "Projection", "blocks_of", "projections"]
+__all__ = ["Block", "Denoiser", "blocks_of"]
 
 CACHED_TILES = 1024                                 # position projections of at most this many tiles are kept
 
@@ -48,52 +49,6 @@ def blocks_of(grid: tuple[int, int], most: int, border: int = 1) -> list[Block]:
     return [Block(i, min(i + r, rows), j, min(j + c, columns)) for i in range(0, rows, r) for j in range(0, columns, c)]
 
 
-class Projection:
-    """The conditioning layers of some residual blocks side by side, split into what time, position and code contribute.
-
-    Exact: SiLU acts on each channel of the embedding, so W SiLU([time, position]) is a sum of two products. The affine part of
-    the normalisation is folded into the result.
-    """
-
-    def __init__(self, blocks: Sequence[ResBlock]) -> None:
-        def side_by_side(tensors: Sequence[Tensor], part: int) -> Tensor:
-            return torch.cat([t.chunk(2)[part] for t in tensors])
-
-        layers = [block.emb_layers[1] for block in blocks]
-        weight = torch.cat([side_by_side([layer.weight for layer in layers], part) for part in (0, 1)])
-        self.time_weight, self.position_weight = (w.contiguous() for w in weight.chunk(2, dim=1))
-        self.bias = torch.cat([side_by_side([layer.bias for layer in layers], part) for part in (0, 1)])
-        self.code_weight = torch.cat([block.cond_emb_layers[1].weight for block in blocks])
-        self.code_bias = torch.cat([block.cond_emb_layers[1].bias for block in blocks]) + 1
-        self.norm_weight = torch.cat([block.out_layers[0].weight for block in blocks])
-        self.norm_bias = torch.cat([block.out_layers[0].bias for block in blocks])
-        self.channels = [block.out_layers[0].num_channels for block in blocks]
-
-    def time(self, embedding: Tensor) -> Tensor:
-        """[S, E/2] -> [S, 2C], all scales and then all shifts."""
-        return F.linear(F.silu(embedding), self.time_weight, self.bias)
-
-    def position(self, embedding: Tensor) -> Tensor:
-        """[T, E/2] -> [T, 2C]."""
-        return F.linear(F.silu(embedding), self.position_weight)
-
-    def code(self, codes: Tensor) -> Tensor:
-        """[N, D] -> [N, C]."""
-        return F.linear(F.silu(codes), self.code_weight, self.code_bias)
-
-    def modulations(self, time: Tensor, position: Tensor, code: Tensor) -> list[Modulation]:
-        """Time [2C], position [R, 1, T, 2C], code [R, B, 1, C] -> weight and bias of each block at one step, [R, B, T, C_i]."""
-        scale, shift = (time + position).chunk(2, dim=-1)
-        scale = (1 + scale) * code
-        weight, bias = self.norm_weight * scale, torch.addcmul(shift * code, self.norm_bias, scale)
-        return list(zip(weight.split(self.channels, dim=-1), bias.split(self.channels, dim=-1)))
-
-
-def projections(unet: PatchUNet) -> tuple[Projection, Projection]:
-    """Those of the encoder with the middle, and of the decoder."""
-    return Projection(unet.res_blocks[: unet.encoder_blocks]), Projection(unet.res_blocks[unet.encoder_blocks:])
-
-
 class Place(NamedTuple):
     """Where the patches of one evaluation lie: pixels of the image [top, top + height) x [left, ...), and grid positions."""
 
@@ -112,18 +67,17 @@ class Denoiser:
     the image's grid and half a patch off it, "random" moves anywhere) | "none" (tiles on their own).
     max_tiles: at most so many patches are in the network at once; None = all of them. The result is the same.
     position: whether the network is told positions; relocate: what it is told instead of (row, column) [N, 2] (None = that).
-    halves: `projections(unet)`, where they are at hand.
     """
 
-    def __init__(self, unet: PatchUNet, patch: int, codes: Tensor, grid: tuple[int, int], times: Tensor, *,
+    def __init__(self, network: FastUNet, patch: int, codes: Tensor, grid: tuple[int, int], times: Tensor, *,
                  guidance: float = 1.0, max_tiles: int | None = None, mode: str = "feature", shift: str = "fixed",
-                 position: bool = True, relocate: Callable[[Tensor], Tensor] | None = None,
-                 halves: tuple[Projection, Projection] | None = None) -> None:
-        self.unet, self.patch, self.grid, self.mode, self.shift = unet, patch, grid, mode, shift
+                 position: bool = True, relocate: Callable[[Tensor], Tensor] | None = None) -> None:
+        unet = network.unet
+        self.network, self.embed, self.halves = network, unet.time_embed, network.halves
+        self.patch, self.grid, self.mode, self.shift = patch, grid, mode, shift
         self.guidance, self.position, self.relocate = guidance, position, relocate
         self.dtype, self.device = unet.time_embed.time_embed[0].weight.dtype, codes.device
         self.images, self.max_tiles = len(codes), max_tiles
-        self.halves = halves or projections(unet)
         time = unet.time_embed.time(times)
         self.time = [half.time(time) for half in self.halves]                               # [S, 2C] each
         none = unet.time_embed.pos_embed(torch.zeros(1, 128, device=self.device, dtype=self.dtype))
@@ -133,8 +87,7 @@ class Denoiser:
         self.codes = [half.code(codes) for half in self.halves]                             # [branches, B, C]
         self.cache: dict[tuple[Place, int], Tensor] = {}
         self.caching = (grid[0] + 1) * (grid[1] + 1) <= CACHED_TILES
-        self.trace: dict[str, Tensor] | None = None                                         # for tests: maps on the way,
-        self.outputs: list[Tensor] | None = None                                            # and both branches of the output
+        self.outputs: list[Tensor] | None = None                                            # for tests: of both branches
 
     @property
     def branches(self) -> int:
@@ -202,7 +155,7 @@ class Denoiser:
             grid, first = (grid[0] + 1, grid[1] + 1), (first[0] - 0.5, first[1] - 0.5)
         where = positions(grid, first, self.device)
         where = where if self.relocate is None else self.relocate(where)
-        embedding = self.unet.time_embed.pos_embed(position_embedding(where).to(self.dtype))
+        embedding = self.embed.pos_embed(position_embedding(where).to(self.dtype))
         projected = self.halves[half].position(embedding)[None, None]
         if self.caching and self.shift == "fixed":
             self.cache[place, half] = projected
@@ -214,8 +167,7 @@ class Denoiser:
         none = none.expand_as(known)
         position = torch.cat([known if self.position else none, none][branches])
         code = self.codes[half][branches, images]
-        mods = self.halves[half].modulations(self.time[half][i], position, code[:, :, None])
-        return [(w.flatten(0, 2), b.flatten(0, 2)) for w, b in mods]
+        return self.halves[half].modulations(self.time[half][i], position, code[:, :, None])
 
     def _evaluate(self, x: Tensor, images: slice, place: Place, i: int) -> Tensor:
         """Guided eps [b, 3, rows p, columns p] of the tiles at a place."""
@@ -232,22 +184,7 @@ class Denoiser:
 
     def _branches(self, patches: Tensor, images: slice, place: Place, i: int, branches: slice) -> Tensor:
         """eps of tiles [branches b P Q, 3, p, p], in the network's type."""
-        known = range(self.branches)[branches]
         encode, decode = (self._modulations(half, images, place, i, branches) for half in (0, 1))
-        h, skips = self.unet.encode(patches.repeat(len(known), 1, 1, 1) if len(known) > 1 else patches, encode)
-        modulations = [*encode, *decode]
-        if self.mode != "feature":
-            return self.unet.decode(h, skips, modulations)
-        if self.trace is not None:
-            self.trace["mid_out"] = h
-        return self.unet.decode(collage(h, place.grid), skips, modulations, lambda h, skip: self._join(h, skip, place.grid))
-
-    def _join(self, h: Tensor, skip: Tensor, grid: tuple[int, int]) -> Tensor:
-        """h [N, C, s, s] and the collage of a skip side by side, each written once."""
-        both = h.new_empty(len(h), h.shape[1] + skip.shape[1], *h.shape[2:])
-        both[:, : h.shape[1]] = h
-        collage(skip, grid, out=both[:, h.shape[1]:])
-        if self.trace is not None:
-            self.trace.setdefault("dec0", both)
-            self.trace["declast"] = both
-        return both
+        h, skips = self.network.encode(patches, encode, len(range(self.branches)[branches]))
+        grid = place.grid if self.mode == "feature" else None
+        return self.network.decode(h, skips, [*encode, *decode], grid)

@@ -18,6 +18,7 @@ from methods.ldm.checkpoint import read_state_dict
 from methods.patch_dm.checkpoint import fill_network
 from methods.patch_dm.collage import positions
 from methods.patch_dm.denoise import Denoiser
+from methods.patch_dm.fast import FastUNet
 from methods.patch_dm.model import PatchDM, build, diffusion_alphas_cumprod
 from methods.patch_dm.prior import prior_alphas_cumprod
 from methods.patch_dm.sampling import ddim_run, image_table, latent_run
@@ -70,7 +71,8 @@ class Case:
 
     def denoiser(self, codes: Tensor, times: Tensor, guided: bool) -> Denoiser:
         """As the adapter makes it."""
-        return Denoiser(self.model.unet, self.model.patch, codes, self.grid, times, guidance=GUIDANCE if guided else 1.0)
+        network = FastUNet(self.model.unet)
+        return Denoiser(network, self.model.patch, codes, self.grid, times, guidance=GUIDANCE if guided else 1.0)
 
 
 def golden(folder: Path) -> Iterator[GoldenOutput]:
@@ -97,9 +99,9 @@ def each_image(case: Case, codes: Tensor, guidance: float) -> tuple[Tensor, list
     outputs, traces = [], []
     for b in range(len(codes)):
         denoiser = case.denoiser(codes[b: b + 1], case.inputs["t"][b: b + 1], False)
-        denoiser.guidance, denoiser.trace = guidance, {}
+        denoiser.guidance, denoiser.network.trace = guidance, {}
         outputs.append(denoiser.predict(case.inputs["x_t"][b: b + 1], 0))
-        traces.append(denoiser.trace)
+        traces.append(denoiser.network.trace)
     return torch.cat(outputs), traces
 
 

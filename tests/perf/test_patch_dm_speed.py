@@ -28,7 +28,8 @@ from methods.ldm.model import randomise
 from methods.nn.attention import AttentionBlock
 from methods.patch_dm import configs, sampling, train
 from methods.patch_dm.collage import positions
-from methods.patch_dm.denoise import Denoiser, projections
+from methods.patch_dm.denoise import Denoiser
+from methods.patch_dm.fast import FastUNet
 from methods.patch_dm.model import diffusion_alphas_cumprod, empty
 from methods.patch_dm.unet import PatchUNet, ResBlock
 
@@ -160,10 +161,10 @@ def plain_sample(unet: PatchUNet, p: int, x: Tensor, codes: Tensor) -> Tensor:
 # -- ours ------------------------------------------------------------------------------------------------------------------
 
 
-def our_sample(unet: PatchUNet, p: int, x: Tensor, codes: Tensor, halves: Any = None, max_tiles: int | None = None) -> Tensor:
+def our_sample(network: FastUNet, p: int, x: Tensor, codes: Tensor, max_tiles: int | None = None) -> Tensor:
     table = sampling.image_table(STEPS)
-    denoiser = Denoiser(unet, p, codes, (x.shape[2] // p, x.shape[3] // p), torch.from_numpy(table.timesteps).to(x.device),
-                        guidance=GUIDANCE, halves=halves, max_tiles=max_tiles)
+    denoiser = Denoiser(network, p, codes, (x.shape[2] // p, x.shape[3] // p), torch.from_numpy(table.timesteps).to(x.device),
+                        guidance=GUIDANCE, max_tiles=max_tiles)
     return sampling.ddim_run(denoiser.predict, x.clone(), table)
 
 
@@ -199,9 +200,9 @@ def peak_bytes(which: str, size: int, batch: int, max_tiles: int | None, results
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
-            our_sample(unet, p, *inputs(2 * p, 1, unet.code_channels))         # the libraries' own memory
+            our_sample(FastUNet(unet), p, *inputs(2 * p, 1, unet.code_channels))         # the libraries' own memory
             before = peak_rss()
-        arguments = (unet, p, x, codes) if which == "plain" else (unet, p, x, codes, None, max_tiles)
+        arguments = (unet, p, x, codes) if which == "plain" else (FastUNet(unet), p, x, codes, max_tiles)
         (plain_sample if which == "plain" else our_sample)(*arguments)
         results.put((torch.cuda.max_memory_allocated() if DEVICE == "cuda" else peak_rss()) - before)
 
@@ -221,13 +222,13 @@ def test_time() -> None:
     torch.set_num_threads(THREADS)
     with torch.inference_mode():
         unet, p = network()
-        halves = projections(unet)
+        fast = FastUNet(unet)
         x, codes = inputs(SIZE, BATCH, unet.code_channels)
-        plain, ours = plain_sample(unet, p, x, codes), our_sample(unet, p, x, codes, halves)
+        plain, ours = plain_sample(unet, p, x, codes), our_sample(fast, p, x, codes)
         assert (plain - ours).abs().max() <= 1e-4
         ratios = []
         for _ in range(ROUNDS):
-            a, b = timed(plain_sample, unet, p, x, codes)[0], timed(our_sample, unet, p, x, codes, halves)[0]
+            a, b = timed(plain_sample, unet, p, x, codes)[0], timed(our_sample, fast, p, x, codes)[0]
             ratios.append(a / b)
             print(f"{CONFIG} {SIZE} px x{BATCH}, {STEPS} steps, {DEVICE}: plain {a:.3f} s, ours {b:.3f} s, {a / b:.2f}x")
     print(f"median {statistics.median(ratios):.2f}x")
