@@ -72,6 +72,7 @@ def test_an_autoencoder_alone_reconstructs_and_cannot_generate(tmp_path: Path) -
     del content["model"]["args"]["z_dm"]
     infd = INFD(saved(tmp_path / "ae.pth", content))
     infd.load()
+    assert "no U-Net" in infd.loaded
     with pytest.raises(AdapterError, match="an autoencoder without a diffusion model"):
         infd.generate((16, 16), 0, steps=4)
     x = seeded_noise((3, 16, 16), [0])

@@ -36,12 +36,12 @@ class Loaded:
 
     tensors: int                                    # tensors that the network uses
     ignored: int                                    # losses, the discriminator, the other set of U-Net weights
-    ema: bool                                       # the averaged U-Net weights were used
+    ema: bool | None                                # the averaged U-Net weights were used; None: there is no U-Net
     variant: str = "main"
 
     def __str__(self) -> str:
-        weights = "averaged" if self.ema else "raw"
-        return f"{self.tensors} tensors ({weights} U-Net weights), {self.ignored} ignored, renderer {self.variant}"
+        weights = {None: "no U-Net", True: "averaged U-Net weights", False: "raw U-Net weights"}[self.ema]
+        return f"{self.tensors} tensors ({weights}), {self.ignored} ignored, renderer {self.variant}"
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -86,7 +86,7 @@ def load_official(model: INFDModel, checkpoint: Checkpoint, *, ema: bool = True,
     if model.z_dm is None:
         used = {k: v for k, v in used.items() if not k.startswith("z_dm.")}
     fill(model, used, what)
-    return Loaded(len(used), len(checkpoint.state) - len(used), ema and model.z_dm is not None)
+    return Loaded(len(used), len(checkpoint.state) - len(used), None if model.z_dm is None else ema)
 
 
 def from_ldm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,4 +133,4 @@ def load_folder(model: INFDModel, folder: Path, variant: str = "main") -> Loaded
     if model.z_dm is not None:
         state |= {f"z_dm.{k}": v for k, v in read_state_dict(folder / "unet.safetensors").items()}
     fill(model, state, str(folder))
-    return Loaded(len(state), 0, model.z_dm is not None, variant)
+    return Loaded(len(state), 0, None if model.z_dm is None else True, variant)
