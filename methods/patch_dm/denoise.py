@@ -16,6 +16,7 @@ from methods.patch_dm.unet import Modulation, position_embedding
 
 __all__ = ["Block", "Denoiser", "blocks_of"]
 
+CPU_PATCHES = 128                                   # at once, without max_tiles, where one image has fewer
 CACHED_TILES = 1024                                 # position projections of at most this many tiles are kept
 
 
@@ -65,7 +66,8 @@ class Denoiser:
     (1 = no guidance; the official code's w is guidance - 1).
     mode: "feature" | "pixel" (tiles on their own, on a grid that moves from step to step: `shift` "fixed" alternates between
     the image's grid and half a patch off it, "random" moves anywhere) | "none" (tiles on their own).
-    max_tiles: at most so many patches are in the network at once; None = all of them. The result is the same.
+    max_tiles: at most so many patches are in the network at once; None = all of them (on a CPU, those of some images). The
+    result is the same.
     position: whether the network is told positions; relocate: what it is told instead of (row, column) [N, 2] (None = that).
     """
 
@@ -127,7 +129,10 @@ class Denoiser:
         grid, (top, left) = self._tiles(i)
         border = int(self.mode == "feature")
         patches = (grid[0] + border) * (grid[1] + border)
-        most = patches * self.images * self.branches if self.max_tiles is None else self.max_tiles
+        most = self.max_tiles
+        if most is None:                            # on a CPU, batches that stay in its cache are faster
+            images = max(1, CPU_PATCHES // (patches * self.branches)) if self.device.type == "cpu" else self.images
+            most = patches * self.branches * images
         blocks = blocks_of(grid, most, border)
         largest = max((b.grid[0] + border) * (b.grid[1] + border) for b in blocks)
         at_once = max(1, most // (largest * self.branches))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.nn.unet import Upsample
+from methods.nn.unet import Downsample, Upsample
 from methods.patch_dm.collage import collage
 from methods.patch_dm.unet import Block, Modulation, PatchUNet, ResBlock, modulated_norm
 
@@ -66,6 +66,13 @@ def upsampled_kernel(weight: Tensor) -> Tensor:
 
     wide = weight.float()
     return widen(widen(wide).transpose(2, 3)).transpose(2, 3).transpose(0, 1).to(weight.dtype).contiguous()
+
+
+def halved(x: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels [N, C, H/2, W/2]: rows first, then columns, which is several times faster than pooling on a CPU."""
+    rows = x.view(-1, 2, x.shape[3])
+    pairs = (rows[:, 0] + rows[:, 1]).view(-1, 2)
+    return (pairs[:, 0] + pairs[:, 1]).mul_(0.25).view(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
 
 
 class FastUNet:
@@ -140,8 +147,8 @@ class FastUNet:
         if kernel is not None:
             h = F.conv_transpose2d(h, kernel, conv.bias, stride=2, padding=1)
         else:
-            if block.resample is not None:
-                h, x = block.resample(h), block.resample(x)
+            if isinstance(block.resample, Downsample):
+                h, x = halved(h), halved(x)
             h = conv(h)
         h = h.repeat(branches, 1, 1, 1) if branches > 1 else h
         h = F.silu(modulated_norm(h, block.out_layers[0], *modulation), inplace=True)
@@ -149,5 +156,5 @@ class FastUNet:
         if kernel is None:
             h.unflatten(0, (branches, -1)).add_(block.skip_connection(x))
         else:                                       # every pixel of x is added to the four that it becomes
-            h.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(x[:, :, :, None, :, None])
+            h.unflatten(2, (-1, 2)).add_(x.repeat_interleave(2, dim=3)[:, :, :, None])
         return h
