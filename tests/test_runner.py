@@ -289,7 +289,9 @@ def test_a_cell_that_is_killed_again_and_again_waits_for_retry(tmp_path):
 
 
 RUN = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)        # a background shell leaves it ignored
 from pathlib import Path
 from hibench.cells import expand
 from hibench.engines import LocalEngine
