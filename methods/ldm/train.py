@@ -72,8 +72,7 @@ _FIRST: dict[str, Any] = {
     "steps": 6000, "batch": 12, "crop": 32, "whole_from": 0.7, "rate": 1e-3, "guide_until": 400, "codes_from": 300,
     "revive_until": 0.5, "gan_from": 0.6, "gan_weight": 0.2,
 }
-_UNET: dict[str, Any] = {"steps": 11_000, "batch": 32, "rate": 1e-3, "refine_rate": 6e-4, "ema": 0.999,
-                         "early": 650, "early_share": 0.85}
+_UNET: dict[str, Any] = {"steps": 11_000, "batch": 32, "rate": 1e-3, "refine_rate": 1e-3, "ema": 0.999}
 
 
 def train(
@@ -247,7 +246,6 @@ def _train_unet(
 
     v (Salimans & Ho 2022) instead of the noise: at high noise, where an image's colours and layout are decided, the noise says
     nothing about them. The error of x0 counts min(SNR + 1, 6) times (the weights of v, truncated as in Hang et al. 2023).
-    Most steps of training are below `early`: from there on (measured by sampling from noised scenes) little is decided.
     With `refine` the shipped U-Net goes on learning.
     """
     o = _UNET
@@ -272,8 +270,7 @@ def _train_unet(
     def step(k: int) -> dict[str, Tensor]:
         draw = training.step_generator(k)
         z = latents[training.batch_seeds(k, int(o["batch"]), images, seed=1)].to(device).float()
-        early, anywhere = (torch.randint(n, (len(z),), generator=draw) for n in (o["early"], config["timesteps"]))
-        t = torch.where(torch.rand(len(z), generator=draw) < o["early_share"], early, anywhere).to(device)
+        t = torch.randint(config["timesteps"], (len(z),), generator=draw).to(device)
         noise = torch.randn(z.shape, generator=draw).to(device)
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["refine_rate" if refine else "rate"]))
         with training.autocast(device, cpu=True):
