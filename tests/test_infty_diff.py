@@ -139,6 +139,20 @@ def test_interpolation_goes_through_what_it_is_given() -> None:
     assert torch.allclose(to_tokens(dense), geometry.apply_bag(grid, geometry.read_back_bag(points, False)), atol=1e-5)
 
 
+@pytest.mark.parametrize("official", [True, False])
+@pytest.mark.parametrize(("size", "stride"), [((16, 16), (1, 1)), ((24, 24), (2, 3)), ((32, 48), (3, 1))])
+def test_a_lattice_reads_back_like_any_points(official: bool, size: tuple[int, int], stride: tuple[int, int]) -> None:
+    points = Points(Canvas(*size, 16, 8, 2), stride=stride, phase=(0, stride[1] - 1))
+    grid = torch.randn(2, points.canvas.grid[0] * points.canvas.grid[1], 5)
+    read = geometry.LatticeRead.make(points, official)
+    expected = geometry.apply_bag(grid, geometry.read_back_bag(points, official))
+    assert torch.allclose(read(grid), expected, atol=1e-5)
+    cropped, (row, column) = read.crop()
+    part = grid.unflatten(1, points.canvas.grid)[:, row:, column:].flatten(1, 2)
+    assert torch.allclose(cropped(part), expected, atol=1e-5)
+    assert (row > 2) is official
+
+
 def test_the_official_read_back_is_grid_sample_of_the_wrong_places() -> None:
     canvas = Canvas(16, 16, 16, 8, 2)
     points, grid = random_points(canvas, 40), torch.randn(2, 64, 5)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hibench import conformance
-from hibench.adapter import Adapter, Stage, seeded_noise
+from hibench.adapter import Adapter, Stage
 from hibench.errors import AdapterError, MissingWeights, SpecError
 from hibench.show import run_show_task
 from methods.infty_diff import InftyDiff, adapter, checkpoint, configs, interpolation, options, sampling, tasks
@@ -84,8 +84,10 @@ def test_a_batch_equals_single_images(sparsity: float, subset: str) -> None:
 def test_sparse_sampling_reports_what_it_did(tiny: InftyDiff) -> None:
     stage = Recorder()
     tiny.generate((32, 32), 0, steps=20, sparsity=0.875, stage=stage)
-    assert stage.log[-1] == {"steps": 20, "nfe": 18 + 2 * 8, "tiles": 1, "sparsity": 0.875,
-                             "coordinates": 18 * 128 + 2 * 1024}
+    done = {"steps": 20, "nfe": 18 + 2 * 8, "tiles": 1, "sparsity": 0.875, "coordinates": 18 * 128 + 2 * 1024}
+    assert stage.log[-1] == done                                    # a finish by parts: the mollifier is wide (2 px)
+    tiny.generate((16, 16), 0, steps=20, sparsity=0.875, stage=stage)
+    assert stage.log[-1] == done | {"nfe": 20, "coordinates": 18 * 32 + 2 * 256}
     tiny.generate((32, 32), 0, steps=10, sparsity=0.6, stage=stage)
     assert stage.log[-1]["nfe"] == 9 * 2 + 5
     assert stage.log[-1]["sparsity"] == pytest.approx(0.6, abs=0.005)
@@ -101,7 +103,7 @@ def test_sparsity_zero_is_dense_sampling(tiny: InftyDiff) -> None:
     assert [len(step) for step in plan.schedule] == [1] * 6
     with torch.inference_mode():
         codes = networks.decoder.codes(tiny.codes([5]))
-        x = plan.blur(seeded_noise((3, 24, 32), [5]) * plan.canvas.ratio)
+        x = sampling.mollified_noise(plan, [5])
         support = networks.decoder.support(Points(plan.canvas))
         for i, t in enumerate(plan.table.timesteps):
             out = networks.decoder(to_tokens(x), support, networks.decoder.times(torch.tensor([float(t)])), codes)
@@ -110,6 +112,25 @@ def test_sparsity_zero_is_dense_sampling(tiny: InftyDiff) -> None:
     image = tiny.generate((24, 32), 5, steps=6, sparsity=0.0)
     assert (image.int() - expected.int()).abs().float().mean() < 0.05       # rounding is amplified 2e4 times at t = 999
     assert torch.equal(tiny.generate((24, 32), 5, steps=6), image)
+
+
+def test_one_seed_is_one_function_at_all_resolutions(tiny: InftyDiff) -> None:
+    noises = {side: sampling.mollified_noise(tiny.plan((side, 2 * side), 2), [3]) for side in (16, 32, 64, 128)}
+    for large, small, most in ((128, 64, 0.05), (64, 32, 0.1), (64, 16, 0.3)):
+        pooled = torch.nn.functional.avg_pool2d(noises[large], large // small)
+        assert (pooled - noises[small]).abs().max() < most * noises[small].std()
+    plan = sampling.make_plan(tiny.networks.decoder, Process(0.0), (16, 16), 2)
+    assert sampling.mollified_noise(plan, [3]).std() == pytest.approx(1, abs=0.1)
+
+
+def test_its_distribution_is_that_of_blurred_white_noise(tiny: InftyDiff) -> None:
+    plan = tiny.plan((48, 32), 2)
+    ours = sampling.mollified_noise(plan, range(200))
+    white = torch.randn(200, 3, 48, 32, generator=torch.Generator().manual_seed(0))
+    theirs = plan.blur(white * plan.canvas.ratio)
+    for shift in ((0, 0), (0, 1), (2, 0), (3, 2)):                  # covariances of pixels that far apart
+        a, b = ((x * x.roll(shift, (2, 3)))[..., 3:, 3:].mean().item() for x in (ours, theirs))
+        assert a == pytest.approx(b, abs=0.03 * theirs.var().item())
 
 
 def test_every_part_of_a_dense_finish_is_written(tiny: InftyDiff) -> None:
@@ -122,24 +143,27 @@ def test_every_part_of_a_dense_finish_is_written(tiny: InftyDiff) -> None:
         codes = decoder.codes(torch.zeros(1, 8))
         results = []
         for sparsity, subset in ((0.0, "auto"), (0.75, "auto"), (0.7, "uniform")):
-            plan = sampling.make_plan(decoder, Process(0.5, True), (16, 16), 3, sparsity=sparsity, subset=subset, finish=1.0)
+            plan = sampling.make_plan(decoder, Process(2.0, True), (16, 16), 3, sparsity=sparsity, subset=subset, finish=1.0)
             results.append(sampling.reverse(decoder, plan, sampling.mollified_noise(plan, [0]), codes))
+        assert plan.nfe == 12
     assert torch.allclose(results[1], results[0], atol=1e-5)
     assert torch.allclose(results[2], results[0], atol=1e-5)
 
 
 def test_visits_are_even() -> None:
     canvas = Canvas(16, 24, 16, 8, 2)
-    schedule, left_out = sampling.sparse_schedule(canvas, 18, 0.75, "auto", 0.1)
+    schedule, left_out = sampling.sparse_schedule(canvas, 18, 0.75, "auto", 0.1, sigma=2.0)
     visits = torch.zeros(16 * 24)
     for step in schedule[:16]:
         visits[step[0].flat()[0]] += 1
     assert torch.equal(visits, torch.full((16 * 24,), 4.0))
     assert left_out == pytest.approx(0.75)
-    assert [len(step) for step in schedule[16:]] == [4, 4]
+    assert [len(step) for step in schedule[16:]] == [4, 4]          # by parts, and all at once where the mollifier is narrow
+    narrow, _ = sampling.sparse_schedule(canvas, 18, 0.75, "auto", 0.1, sigma=0.5)
+    assert [step[0].dense for step in narrow[15:]] == [False, True, True]
     assert len({step[0].stride for step in schedule} | {step[0].phase for step in schedule}) > 3
     with pytest.raises(SpecError, match=r"no lattices leave out 0\.987"):
-        sampling.sparse_schedule(canvas, 4, 0.987, "lattice", 0.1)
+        sampling.sparse_schedule(canvas, 4, 0.987, "lattice", 0.1, sigma=1.0)
 
 
 @pytest.mark.parametrize("points", [Points(Canvas(24, 32, 16, 8), stride=(2, 3), phase=(1, 1)),

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.infty_diff.geometry import Canvas, Points, apply_bag
+from methods.infty_diff.geometry import Bag, Canvas, Points, apply_bag
 from methods.infty_diff.sparse import Modulation, SparseBlock, Support, make_support
 from methods.infty_diff.uno import UNO
 from methods.nn.attention import from_tokens, to_tokens
 
-__all__ = ["Decoder", "sinusoidal"]
+__all__ = ["Decoder", "read_back", "sinusoidal"]
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
@@ -102,10 +102,17 @@ class Decoder(nn.Module):
         canvas = support.points.canvas
         grid = self.uno_linear_in(apply_bag(x, support.knn))
         grid, _ = self.uno(grid, canvas.grid, mods, support.origin)
-        if self.official_read_back:
-            return self.uno_linear_out(apply_bag(grid, support.read))
-        grid = self.uno_linear_out(grid)
-        if support.read is not None:
-            return apply_bag(grid, support.read)
-        image = from_tokens(grid, *canvas.grid)
-        return to_tokens(F.interpolate(image, (canvas.height, canvas.width), mode="bilinear", align_corners=True))
+        if self.official_read_back:                                 # its weights do not add up to 1: the bias comes after
+            return self.uno_linear_out(read_back(grid, support))
+        return read_back(self.uno_linear_out(grid), support)
+
+
+def read_back(grid: Tensor, support: Support) -> Tensor:
+    """Tokens [B, cells, C] of the grid (of the part that is read) -> tokens [B, L, C] at the points."""
+    if isinstance(support.read, Bag):
+        return apply_bag(grid, support.read)
+    if support.read is not None:
+        return support.read(grid)
+    canvas = support.points.canvas
+    image = from_tokens(grid, *canvas.grid)
+    return to_tokens(F.interpolate(image, (canvas.height, canvas.width), mode="bilinear", align_corners=True))

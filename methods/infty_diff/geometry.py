@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Bag", "Canvas", "Points", "apply_bag", "crop_bag", "knn_bag", "nearest", "read_back_bag"]
+__all__ = ["Bag", "Canvas", "LatticeRead", "Points", "apply_bag", "crop_bag", "knn_bag", "nearest", "read_back_bag"]
 
 NEIGHBOURS = 3                                      # k of the kNN interpolation
 WINDOW = 6                                          # lattice points per axis among which the nearest are searched
@@ -198,6 +198,15 @@ def knn_bag(distances: Tensor, index: Tensor) -> Bag:
     return Bag(index, weight / weight.sum(-1, keepdim=True))
 
 
+def read_places(points: Points, position: Tensor, along: int, official: bool) -> Tensor:
+    """Where positions on an axis (units of the shorter side) read the grid, in cells along the axis that is read."""
+    canvas = points.canvas
+    if official:
+        return ((position + 1) * canvas.grid[1 - along] - 1) / 2
+    side = (canvas.height, canvas.width)[along]
+    return position * canvas.side / side * (canvas.grid[along] - 1)
+
+
 def read_back_bag(points: Points, official: bool) -> Bag:
     """Bilinear interpolation from the cells of the grid to the points.
 
@@ -207,21 +216,55 @@ def read_back_bag(points: Points, official: bool) -> Bag:
     """
     rows, columns = points.canvas.grid
     position = points.positions()
-    if official:
-        y, x = ((position[..., 1] + 1) * rows - 1) / 2, ((position[..., 0] + 1) * columns - 1) / 2
-    else:
-        sides = (points.canvas.height, points.canvas.width)
-        unit = [position[..., i] * points.canvas.side / sides[i] for i in (0, 1)]
-        y, x = unit[0] * (rows - 1), unit[1] * (columns - 1)
+    down, right = (read_places(points, position[..., axis], axis, official) for axis in (0, 1))
+    y, x = (right, down) if official else (down, right)
     index, weight = [], []
-    for down in (0, 1):
-        for right in (0, 1):
-            cell_y, cell_x = y.floor() + down, x.floor() + right
+    for below in (0, 1):
+        for beside in (0, 1):
+            cell_y, cell_x = y.floor() + below, x.floor() + beside
             share = (1 - (y - cell_y).abs()) * (1 - (x - cell_x).abs())
             inside = (cell_y >= 0) & (cell_y < rows) & (cell_x >= 0) & (cell_x < columns)
             index.append(cell_y.clamp(0, rows - 1).long() * columns + cell_x.clamp(0, columns - 1).long())
             weight.append(share * inside)
     return Bag(torch.stack(index, -1), torch.stack(weight, -1))
+
+
+@dataclass(frozen=True)
+class LatticeRead:
+    """`read_back_bag` of a lattice, by one matrix per side."""
+
+    rows: Tensor                                    # float32 [rows of the lattice, cells read]
+    columns: Tensor
+    swapped: bool                                   # rows of the lattice read columns of the grid
+
+    @classmethod
+    def make(cls, points: Points, official: bool) -> "LatticeRead":
+        """For the whole grid."""
+        canvas, matrices = points.canvas, []
+        for along, n in enumerate((canvas.height, canvas.width)):
+            position = canvas.axis(n, along)[points.phase[along] :: points.stride[along]]
+            place = read_places(points, position, along, official)
+            cells = torch.arange(canvas.grid[1 - along if official else along])
+            matrices.append((1 - (place[:, None] - cells).abs()).clamp(min=0))
+        return cls(matrices[0], matrices[1], official)
+
+    def crop(self) -> tuple["LatticeRead", tuple[int, int]]:
+        """For the part of the grid that is read, and that part's first row and column."""
+        first = [int((matrix != 0).any(0).nonzero().min()) for matrix in (self.rows, self.columns)]
+        row, column = reversed(first) if self.swapped else first
+        return LatticeRead(self.rows[:, first[0] :], self.columns[:, first[1] :], self.swapped), (row, column)
+
+    def to(self, device: str | torch.device) -> "LatticeRead":
+        """On a device."""
+        return LatticeRead(self.rows.to(device), self.columns.to(device), self.swapped)
+
+    def __call__(self, grid: Tensor) -> Tensor:
+        """Tokens [B, cells, C] of the (cropped) grid -> tokens [B, L, C]."""
+        rows, columns = self.rows.to(grid.dtype), self.columns.to(grid.dtype)
+        if self.swapped:
+            grid = grid.unflatten(1, (columns.shape[1], rows.shape[1])).transpose(1, 2)
+        half = rows @ grid.reshape(len(grid), rows.shape[1], -1)
+        return (columns @ half.unflatten(2, (columns.shape[1], -1))).flatten(1, 2)
 
 
 def crop_bag(bag: Bag, columns: int) -> tuple[Bag, tuple[int, int]]:

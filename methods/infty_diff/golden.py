@@ -16,9 +16,9 @@ from hibench.golden import GoldenOutput
 from methods.diffusion.losses import per_sample, q_sample
 from methods.diffusion.schedules import respaced_timesteps
 from methods.infty_diff.checkpoint import strip
-from methods.infty_diff.decoder import Decoder
+from methods.infty_diff.decoder import Decoder, read_back
 from methods.infty_diff.encoder import Encoder
-from methods.infty_diff.geometry import Canvas, Points, apply_bag, nearest
+from methods.infty_diff.geometry import Canvas, Points, nearest
 from methods.infty_diff.mollifier import Mollifier
 from methods.infty_diff.prior import Prior
 from methods.infty_diff.process import ancestral_step, ddim_step, ddim_table, latent_alphas, process_alphas
@@ -148,7 +148,7 @@ def decoder(case: Case) -> Named:
         yield "knn_grid", probe.outputs["uno_linear_in"]
         grid, _ = probe.outputs["uno"]
         yield "uno_out", from_tokens(grid, *points.canvas.grid)
-        yield "grid_sampled", apply_bag(grid, support.read).transpose(1, 2)
+        yield "grid_sampled", read_back(grid, support).transpose(1, 2)
 
 
 def neighbours(case: Case, points: Points, batch: int) -> Named:

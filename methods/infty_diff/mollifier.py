@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,27 +31,38 @@ def gain(n: int, sigma: float) -> Tensor:
 class Mollifier:
     """T for one canvas; sigma 0 is the identity (white-noise diffusion)."""
 
-    rows: Tensor                                    # D^T diag(g) D of each side, float32 [H, H]
-    columns: Tensor                                 # [W, W]
-    dct_rows: Tensor                                # D of each side
-    dct_columns: Tensor
+    dct_rows: Tensor                                # D of each side, float32 [H, H]
+    dct_columns: Tensor                             # [W, W]
+    gain_rows: Tensor                               # of each side, float32 [H]
+    gain_columns: Tensor                            # [W]
     wiener: Tensor                                  # G / (G^2 + inv_snr^2), [H, W]; ones where sigma is 0
-    gaussian: Tensor                                # G, [H, W]
 
     @classmethod
     def make(cls, height: int, width: int, sigma: float, inv_snr: float = 0.05,
              device: str | torch.device = "cpu") -> "Mollifier":
         """`sigma` in pixels of this canvas: the std of training times the ratio of the resolutions."""
-        (d_rows, g_rows), (d_columns, g_columns) = ((dct_matrix(n), gain(n, sigma)) for n in (height, width))
-        gaussian = g_rows[:, None] * g_columns
+        rows, columns = gain(height, sigma), gain(width, sigma)
+        gaussian = rows[:, None] * columns
         wiener = gaussian / (gaussian**2 + inv_snr**2) if sigma else gaussian
-        parts = (d_rows.T @ (g_rows[:, None] * d_rows), d_columns.T @ (g_columns[:, None] * d_columns), d_rows, d_columns,
-                 wiener, gaussian)
+        parts = (dct_matrix(height), dct_matrix(width), rows, columns, wiener)
         return cls(*(part.float().to(device) for part in parts))
 
+    @property
+    def gaussian(self) -> Tensor:
+        """G, [H, W]."""
+        return self.gain_rows[:, None] * self.gain_columns
+
+    @cached_property
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """T along each side, D^T diag(g) D: symmetric, float32 [H, H] and [W, W]."""
+        pairs = ((self.dct_rows, self.gain_rows), (self.dct_columns, self.gain_columns))
+        rows, columns = ((d.double().T @ (g.double()[:, None] * d.double())).float() for d, g in pairs)
+        return rows, columns
+
     def __call__(self, x: Tensor) -> Tensor:
-        """T x of images [B, C, H, W] (`rows` is symmetric, so is `columns`)."""
-        return self.rows @ x @ self.columns
+        """T x of images [B, C, H, W]."""
+        rows, columns = self.matrices
+        return rows @ x @ columns
 
     def undo(self, x: Tensor) -> Tensor:
         """The Wiener estimate of images whose T is x: the DCT times G / (G^2 + inv_snr^2)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -26,6 +26,8 @@ from methods.nn.attention import from_tokens, to_tokens
 __all__ = ["Evaluation", "Plan", "make_plan", "mollified_noise", "reverse", "sample_codes"]
 
 DRAW = 20_240_501                                   # seed of the order in which subsets are visited; not of images
+CUTOFF = (2 * math.log(1e6)) ** 0.5                # frequency, in std of the mollifier's gain, where the gain is 1e-6
+KEPT = 1 << 20                                      # points of a lattice whose neighbours and norms are kept
 STREAM = 5_000_000                                  # noise streams of the prior; those below belong to the decoder
 
 
@@ -47,6 +49,7 @@ class Plan:
     times: list[list[tuple[Tensor, Tensor]]]        # [step][site] -> (1 + scale, shift)
     blur: Mollifier
     scale: float                                    # of the white noise: the ratio of the resolutions (1 for white noise)
+    cutoff: int | None                              # frequencies of the noise along the shorter side; None: all pixels
     schedule: list[list[Points]]                    # the sets that each step evaluates
     sparsity: float                                 # mean fraction left out at the sparse steps
     device: str | torch.device = "cpu"
@@ -66,14 +69,14 @@ class Plan:
         return sum(len(points) for step in self.schedule for points in step)
 
     def evaluation(self, decoder: Decoder, points: Points) -> Evaluation:
-        """The set, prepared once; random sets of one visit are not kept."""
+        """The set, prepared once; random sets, which come only once, and very large ones are not kept."""
         key = (points.stride, points.phase)
         if points.index is None and key in self.prepared:
             return self.prepared[key]
         with lasting():
             support = decoder.support(points).to(self.device)
             made = Evaluation(support.points, support, None if points.dense else Spread(support.points, self.device))
-        if points.index is None:
+        if points.index is None and (points.dense or len(points) <= KEPT):
             self.prepared[key] = made
         return made
 
@@ -101,13 +104,17 @@ def make_plan(decoder: Decoder, process: Process, resolution: tuple[int, int], s
         columns = decoder.times(torch.from_numpy(table.timesteps).to(device))
         rows = [[(scale[i : i + 1], shift[i : i + 1]) for scale, shift in columns] for i in range(len(table))]
         blur = Mollifier.make(*resolution, process.sigma * canvas.ratio, process.inv_snr, device)
-    schedule, did = sparse_schedule(canvas, len(table), sparsity, subset, finish)
-    return Plan(canvas, table, rows, blur, canvas.ratio if process.sigma else 1.0, schedule, did, device)
+    schedule, did = sparse_schedule(canvas, len(table), sparsity, subset, finish, process.sigma * canvas.ratio)
+    cutoff = math.ceil(decoder.size / (math.pi * process.sigma) * CUTOFF) if process.sigma else None
+    return Plan(canvas, table, rows, blur, canvas.ratio if process.sigma else 1.0, cutoff, schedule, did, device)
 
 
-def sparse_schedule(canvas: Canvas, steps: int, sparsity: float, subset: str,
-                    finish: float) -> tuple[list[list[Points]], float]:
-    """The sets that every step evaluates, and the mean fraction of the coordinates that the sparse steps leave out."""
+def sparse_schedule(canvas: Canvas, steps: int, sparsity: float, subset: str, finish: float,
+                    sigma: float) -> tuple[list[list[Points]], float]:
+    """The sets that every step evaluates, and the mean fraction of the coordinates that the sparse steps leave out.
+
+    `sigma` is the std of the mollifier in pixels of the canvas.
+    """
     if not sparsity:
         return [[Points(canvas)]] * steps, 0.0
     draw = torch.Generator().manual_seed(DRAW)
@@ -121,7 +128,20 @@ def sparse_schedule(canvas: Canvas, steps: int, sparsity: float, subset: str,
         schedule.append([cycle.pop() for _ in range(many)])
     done = sum(len(points) for step in schedule for points in step)
     left_out = 1 - done / (len(schedule) * canvas.height * canvas.width) if schedule else sparsity
-    return schedule + [everything] * last, left_out
+    dense = everything if by_parts(everything[0], sigma) else [Points(canvas)]
+    return schedule + [dense] * last, left_out
+
+
+def by_parts(points: Points, sigma: float) -> bool:
+    """May all coordinates be evaluated one lattice after the other? The parts do not see each other, so they differ a little.
+
+    That difference repeats with the lattice. It vanishes with the Wiener inverse where T passes less than 5 % of the lattice's
+    lowest frequency: exp(-2 pi^2 sigma^2 / b^2) < 0.05 for every b-th column, that is sigma > 0.39 b. Random subsets do so only
+    if the same holds for their mean distance.
+    """
+    area = points.canvas.height * points.canvas.width / len(points)
+    period = max(points.stride) if points.index is None else area**0.5
+    return math.exp(-2 * (math.pi * sigma / period) ** 2) < 0.05
 
 
 def sets(canvas: Canvas, sparsity: float, subset: str, draw: torch.Generator) -> tuple[int, list[Points]]:
@@ -137,33 +157,42 @@ def sets(canvas: Canvas, sparsity: float, subset: str, draw: torch.Generator) ->
 
 
 def mollified_noise(plan: Plan, seeds: Sequence[int], device: str | torch.device = "cpu") -> Tensor:
-    """x_T float32 [B, 3, H, W]: T of white noise times the ratio of the resolutions, which keeps its std."""
-    white = seeded_noise((3, plan.canvas.height, plan.canvas.width), seeds, device)
-    return plan.blur(white * plan.scale)
+    """x_T float32 [B, 3, H, W]: T of white noise times the ratio of the resolutions, which keeps its std.
+
+    The noise is drawn as coefficients of the cosine transform in which T is diagonal, and only those that T lets through
+    (gain above 1e-6): their number does not depend on the resolution. So one seed is one function: at 64, 128 and 512 pixels
+    x_T holds the values of the same function, and white noise at the output's size is never made. The distribution is that of
+    the official x_T. White-noise diffusion (no mollifier) draws every pixel on its own.
+    """
+    blur, canvas = plan.blur, plan.canvas
+    if plan.cutoff is None:
+        return seeded_noise((3, canvas.height, canvas.width), seeds, device)
+    drawn = [math.ceil(plan.cutoff * n / canvas.side) for n in (canvas.height, canvas.width)]
+    rows, columns = (min(n, k) for n, k in zip((canvas.height, canvas.width), drawn))
+    white = seeded_noise((3, *drawn), seeds, device)[:, :, :rows, :columns] * plan.scale
+    return blur.dct_rows[:rows].T @ (blur.gaussian[:rows, :columns] * white) @ blur.dct_columns[:columns]
 
 
-def reverse(decoder: Decoder, plan: Plan, x: Tensor, codes: list[Tensor], stage: Stage = NULL_STAGE,
-            guide: Callable[[Tensor, Tensor, int], Tensor] | None = None) -> Tensor:
+def reverse(decoder: Decoder, plan: Plan, x: Tensor, codes: list[Tensor], stage: Stage = NULL_STAGE) -> Tensor:
     """T x0 float32 [B, 3, H, W] from x_T (or from the plan's first time): deterministic DDIM with T x0 clamped to [-1, 1].
 
     Sparsity s. With 1 - s = m/n the pixels are divided into n interleaved lattices (every a-th row and b-th column, a b = n,
     along rows or columns by chance). A sparse step asks the network for m of them, one after the other, in a random order that
     comes to each before any comes again; every coordinate is as likely to be evaluated as any other. The network sees the
     coordinates of one lattice only. (Where there is no such m/n with n up to 16, and with `subset` "uniform", it is one
-    uniformly random subset of a fraction 1 - s.) The T x0 that it predicts there is interpolated to the coordinates that were
-    left out (`interpolation.Spread`): T x0 is smooth, so at a high resolution little is lost. Then every coordinate takes the
-    same DDIM step from its own x, so that all of them stay at one noise level and nothing is stale.
+    uniformly random subset of a fraction 1 - s.) The coordinates that were left out keep the T x0 of the step before, plus the
+    change of T x0 at the evaluated ones, interpolated (`interpolation.Spread`; at the first step, T x0 itself). Then every
+    coordinate takes the same DDIM step from its own x, so that all of them stay at one noise level.
 
-    The last steps (`finish`, a tenth of them) are dense: every coordinate is evaluated. That happens part by part, one lattice
-    (or subset) after the other at the same x, so that memory stays that of a part; with s = 0 there is one part, all pixels,
-    and every step is exactly dense sampling. `nfe` counts network evaluations, parts included; `coordinates` sums the
-    coordinates of all evaluations.
-
-    `guide(x, x0, i)` may replace the predicted T x0 of step i before the step is taken.
+    The last steps (`finish`, a tenth of them) are dense: every coordinate is evaluated. At high resolutions that happens part
+    by part, one lattice (or subset) after the other at the same x, so that memory stays that of a part: see `by_parts`. With
+    s = 0 every step is exactly dense sampling. `nfe` counts network evaluations, parts included; `coordinates` sums the
+    coordinates of all evaluations. Which coordinates a step evaluates depends on the plan only, never on the seed.
     """
     dtype = decoder.linear_in.weight.dtype
+    before: Tensor | None = None
     for i, parts in enumerate(plan.schedule):
-        x0 = None
+        x0: Tensor | None = None
         for points in parts:
             e = plan.evaluation(decoder, points)
             tokens = to_tokens(x) if e.spread is None else e.spread.take(x)
@@ -172,13 +201,11 @@ def reverse(decoder: Decoder, plan: Plan, x: Tensor, codes: list[Tensor], stage:
             if e.spread is None:
                 x0 = from_tokens(clean, plan.canvas.height, plan.canvas.width)
             elif x0 is None:
-                x0 = e.spread(clean)
+                x0 = e.spread(clean) if before is None else before + e.spread(clean - e.spread.take(before))
             else:
                 e.spread.put(clean, x0)
         assert x0 is not None
-        if guide is not None:
-            x0 = guide(x, x0, i)
-        x = advance(x, x0, plan.table, i)
+        x, before = advance(x, x0, plan.table, i), x0
         stage.step()
     return x
 

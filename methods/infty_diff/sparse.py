@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.infty_diff.conv import choose, depthwise
-from methods.infty_diff.geometry import Bag, Points, crop_bag, knn_bag, nearest, read_back_bag
+from methods.infty_diff.geometry import Bag, LatticeRead, Points, crop_bag, knn_bag, nearest, read_back_bag
 from methods.nn.attention import from_tokens, to_tokens
 
 __all__ = ["Modulation", "SparseBlock", "SparseConv", "Support", "gather", "make_support", "modulate"]
@@ -26,7 +26,7 @@ class Support:
     points: Points
     inverse_norm: Tensor                            # float32 [P, L, 1]
     knn: Bag                                        # points -> cells of the grid
-    read: Bag | None                                # cells -> points; None: plain bilinear resizing (all pixels)
+    read: Bag | LatticeRead | None                  # cells -> points; None: plain bilinear resizing (all pixels)
     origin: tuple[int, int] = (0, 0)                # first row and column of the grid that `read` reads, and counts from
 
     def to(self, device: str | torch.device) -> "Support":
@@ -42,7 +42,7 @@ class Support:
         index = self.points.index
         if index is None:
             return self
-        read = None if self.read is None else self.read.pick(which)
+        read = self.read.pick(which) if isinstance(self.read, Bag) else None
         return Support(Points(self.points.canvas, index[which]), self.inverse_norm[which], self.knn.pick(which), read,
                        self.origin)
 
@@ -55,9 +55,13 @@ def make_support(points: Points, kernel: int, official_read_back: bool, whole_gr
     inverse, knn = 1 / points.norm(kernel), knn_bag(*nearest(points))
     if points.dense and not official_read_back:
         return Support(points, inverse, knn, None)
-    read, origin = read_back_bag(points, official_read_back), (0, 0)
-    if official_read_back and not whole_grid:
-        read, origin = crop_bag(read, points.canvas.grid[1])
+    origin, crop = (0, 0), official_read_back and not whole_grid
+    if points.index is None:
+        lattice = LatticeRead.make(points, official_read_back)
+        lattice, origin = lattice.crop() if crop else (lattice, origin)
+        return Support(points, inverse, knn, lattice, origin)
+    read = read_back_bag(points, official_read_back)
+    read, origin = crop_bag(read, points.canvas.grid[1]) if crop else (read, origin)
     return Support(points, inverse, knn, read, origin)
 
 
@@ -224,9 +228,10 @@ class SparseBlock(nn.Module):
         """The rest of `forward` with everything but the convolution done for some tokens at a time, while they are in the
         cache: the same result with a third of the memory."""
         block, h, inverse = self.block, torch.empty_like(x), support.inverse_norm.to(x.dtype)
+        chunk = CHUNK if x.device.type == "cpu" else 512 * CHUNK
 
         def parts(tensor: Tensor, i: int) -> tuple[Tensor, ...]:
-            return tensor[i if len(tensor) > 1 else 0].split(CHUNK)
+            return tensor[i if len(tensor) > 1 else 0].split(chunk)
 
         def of_image(modulation: Modulation, i: int) -> Modulation:
             return modulation and (modulation[0][i if len(modulation[0]) > 1 else 0], modulation[1][i if len(x) > 1 else 0])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hibench.adapter import seeded_noise, to_uint8
+from hibench.adapter import to_uint8
 from methods.infty_diff.encoder import Encoder
 from methods.infty_diff.geometry import Points
 from methods.infty_diff.process import advance, clean_estimate, process_alphas
@@ -43,8 +43,7 @@ def encode(encoder: Encoder, images: Tensor, known: Tensor | None = None) -> Ten
 def noisy_start(plan: Plan, images: Tensor, seeds: Sequence[int]) -> Tensor:
     """x at the plan's first time, of images [B, 3, H, W] instead of pure noise: T (sqrt(ab) x0 + sqrt(1 - ab) noise)."""
     ab = float(process_alphas()[plan.table.timesteps[0]])
-    noise = seeded_noise((3, plan.canvas.height, plan.canvas.width), seeds, images.device) * plan.scale
-    return plan.blur(ab**0.5 * images + (1 - ab) ** 0.5 * noise)
+    return ab**0.5 * plan.blur(images) + (1 - ab) ** 0.5 * mollified_noise(plan, seeds, images.device)
 
 
 @torch.inference_mode()
