@@ -124,7 +124,8 @@ def _scheduler(name: str, own: Any) -> Any:
     if kind is None or not name.removesuffix("Scheduler") or not hasattr(kind, "set_timesteps"):
         raise SpecError(f"option scheduler: no scheduler '{name}'{did_you_mean(name, SCHEDULERS)}; there are "
                         f"{', '.join(SCHEDULERS)}, and the scheduler classes of diffusers")
-    return kind.from_config(own.config)
+    more = {"skip_prk_steps": True} if name == "pndm" else {}      # as Stable Diffusion 1 is released
+    return kind.from_config(own.config, **more)
 
 
 def _place(pipe: Any, device: str, options: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ LOADING: dict[str, Any] = {                         # option: default
 SCHEDULERS = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++2m": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler", "euler-ancestral": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler", "lcm": "LCMScheduler", "lms": "LMSDiscreteScheduler", "pndm": "PNDMScheduler", "unipc": "UniPCMultistepScheduler",
+    "heun": "HeunDiscreteScheduler", "lcm": "LCMScheduler", "lms": "LMSDiscreteScheduler",
+    "pndm": "PNDMScheduler", "unipc": "UniPCMultistepScheduler",
     "flow-euler": "FlowMatchEulerDiscreteScheduler", "flow-heun": "FlowMatchHeunDiscreteScheduler",
 }
 CONFIGS = ("sdxl", "tiny-sdxl", "tiny-sd")
