@@ -199,10 +199,15 @@ def module_bytes(adapter: object) -> int | None:
 def count_flops(run: Callable[[], Any]) -> int:
     """Floating-point operations of `run()` as torch counts them: matrix products, convolutions, attention.
 
-    One multiply-add counts as two."""
-    from torch.utils.flop_counter import FlopCounterMode
+    One multiply-add counts as two. Attention fused for a CPU, which torch leaves out, counts as that fused for a GPU does."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    def fused(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={on_cpu: fused}) as counter:
         run()
     return int(counter.get_total_flops())
 
