@@ -204,7 +204,7 @@ def count_flops(run: Callable[[], Any]) -> int:
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def fused(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with FlopCounterMode(display=False, custom_mapping={on_cpu: fused}) as counter:
