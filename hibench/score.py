@@ -169,7 +169,8 @@ def _sets(
         rendered_at = size if str(target.name) == "scenes" else None
         arrays = reference_features(target, opened, rendered_at, cache, batch, device)
         fits = fit_paths(target, opened, rendered_at, cache)
-        reference = FeatureSet(arrays, len(target), name=target.name, digest=target.digest, fits=fits)
+        reference = FeatureSet(arrays, len(target), name=target.name, digest=target.digest, fits=fits,
+                               captions=target.captions(0, len(target)) if prompts is not None else None)
     found.bad["nan"] = _not_finite(found)
     found.no_captions = "no prompts were given; give a file of prompts, one line per image"
     if prompts is not None:

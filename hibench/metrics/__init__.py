@@ -19,7 +19,7 @@ __all__ = ["FAMILIES", "describe", "merge_shards", "needs_prompts", "parse", "sc
 
 def needs_prompts(metrics: Sequence[str]) -> bool:
     """Whether any of the metrics compares images with prompts."""
-    return any(parse(m).family.name == "clip-score" for m in metrics)
+    return any(parse(m).family.name in ("clip-score", "repetition") for m in metrics)
 
 
 def scale_factors(metrics: Sequence[str]) -> tuple[int, ...]:
@@ -142,6 +142,8 @@ def score_cell(
             arrays = reference_features(source, extractors, resolution, cache, int(settings.get("batch") or 32), device)
             fits = fit_paths(source, extractors, resolution, cache)
             reference = FeatureSet(arrays, len(source), resolution, name=source.name, digest=source.digest, fits=fits)
+            if needs_prompts(settings["metrics"]):
+                reference.captions = source.captions(0, len(source))
         except HibenchError as error:
             problem = str(error)
     scores = evaluate(requests, samples, reference, extractors, int(settings.get("blocks") or BLOCKS))

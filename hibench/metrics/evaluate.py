@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -202,8 +203,6 @@ class _Job:
         return Result(cmmd(self.x(), self.y()), *by_jackknife(cmmd, self.x(), self.y(), self.blocks))
 
     def clip_score(self) -> Result:
-        import hashlib
-
         import numpy as np
 
         from hibench.metrics.scores import clip_scores
@@ -223,12 +222,32 @@ class _Job:
         rows = [self.extractor.encode_text(unique[i : i + 64]).float().cpu().numpy() for i in range(0, len(unique), 64)]
         place = {p: i for i, p in enumerate(unique)}
         scores = clip_scores(self.x(), np.concatenate(rows)[[place[p] for p in prompts]])
-        digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
         return Result(
             float(scores.mean()),
             *of_mean(scores.tolist(), self.blocks),
-            extra={"prompts_digest": digest, "scale": 100, "prefix": ""},
+            extra={"prompts_digest": _digest(prompts), "scale": 100, "prefix": ""},
         )
+
+    def repetition(self) -> Result:
+        from hibench.metrics.repetition import classes_of_prompts, shown
+
+        if self.samples.captions is None:
+            raise Inapplicable(f"{self.request.text}: {self.samples.no_captions}")
+        if len(self.samples.captions) != self.samples.n:
+            raise SpecError(f"{self.request.text}: {self.samples.n} images but {len(self.samples.captions)} prompts; "
+                            "give one prompt per image")
+        classes = classes_of_prompts(self.samples.captions)
+        if classes is None:
+            raise Inapplicable(f"{self.request.text}: a prompt names no object of scenes, e.g. 'a red star'")
+        windows = shown(self.x(), classes)
+        shares = windows.mean(1).tolist()
+        more = {"prompts_digest": _digest(self.samples.captions), "windows": windows.shape[1],
+                "images_with_several": float((windows.sum(1) > 1).mean())}
+        true = classes_of_prompts(self._reference.captions or [""]) if self._reference is not None else None
+        if true is not None and self._reference is not None:
+            real = shown(self.y(), true)
+            more |= {"reference_value": float(real.mean()), "reference_with_several": float((real.sum(1) > 1).mean())}
+        return Result(sum(shares) / len(shares), *of_mean(shares, self.blocks), extra=more)
 
     def spectrum(self) -> Result:
         from hibench.metrics.anyres import spectrum_distance
@@ -281,6 +300,11 @@ class _Job:
         return Result(sum(values) / len(values), *of_mean(values, self.blocks), extra={**extra, **more})
 
 
+def _digest(prompts: Sequence[str]) -> str:
+    """SHA-256 of the prompts, one per line."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
 def _mean(values: "NDArray[np.float32]") -> float | None:
     """None where a value is not defined (SSIM below its window)."""
     mean = float(values.mean(dtype=float))
@@ -296,6 +320,7 @@ _COMPUTE: Mapping[str, Callable[[_Job], Result]] = {
     "fid-inf": _Job.frechet_infinity,
     "cmmd": _Job.cmmd,
     "clip-score": _Job.clip_score,
+    "repetition": _Job.repetition,
     "spectrum": _Job.spectrum,
     "seam": _Job.seam,
     "swd": _Job.swd,

@@ -67,6 +67,12 @@ _ALL = (
         "higher",
         "text",
     ),
+    Family(
+        "repetition",
+        "share of disjoint P x P windows in which scenes-clip sees the prompt's object; compare with true images",
+        role="logits",
+        extractor="scenes-clip",
+    ),
     Family("pfid", "patch-FID: one random P x P crop per image (INFD)", other_name="pfd", crop=(1, "native")),
     Family(
         "anyres-pfid",
@@ -94,7 +100,7 @@ _ALL = (
 FAMILY = {f.name: f for f in _ALL}
 FAMILIES = tuple(FAMILY)
 _ALIASES = {f.other_name: f.name for f in _ALL if f.other_name}
-_NEEDS_SIZE = ("seam",)
+_NEEDS_SIZE = ("seam", "repetition")
 _TAKES_SIZE = (*_NEEDS_SIZE, "scale-consistency")
 
 
@@ -105,7 +111,7 @@ class Request:
     text: str
     family: Family
     extractor: str
-    size: int | None = None  # crop size or period of patch borders in px; of scale-consistency the factor
+    size: int | None = None  # crop or window size or period of patch borders in px; of scale-consistency the factor
     full: int | None = None  # pfid@P/R: the R that was asked for
     seed: int = 0
 
@@ -140,7 +146,8 @@ def parse(text: str, extractor: str = "scenes-clip") -> Request:
             f"metric '{text}': the size must be at least 1 px and not larger than the image; write e.g. {name}@32/128"
         )
     if name in _NEEDS_SIZE and size is None:
-        raise SpecError(f"metric '{text}': say the period of the patch borders in px, e.g. {name}@32")
+        what = "period of the patch borders" if name == "seam" else "size at which the network was trained"
+        raise SpecError(f"metric '{text}': say the {what} in px, e.g. {name}@{32 if name == 'seam' else 64}")
     return Request(str(text), family, family.extractor or chosen or extractor, size, full)
 
 
@@ -194,6 +201,8 @@ def requirements(request: Request) -> list[Need]:
     if family.name == "seam":
         period = request.size or 0
         return [Need(f"seam{period}", lambda network, resolution: _with_borders(Seams(period), resolution))]
+    if family.name == "repetition":
+        return [_over_windows(request)]
     if family.crop is None:
         return [Need(request.extractor, lambda network, resolution: network(request.extractor), family.role)]
     plan = crop_plan(request)
@@ -215,6 +224,22 @@ def requirements(request: Request) -> list[Need]:
         return None if base is None else CropExtractor(base, plan)
 
     return [Need(f"{request.extractor}+crop{plan.size}-{plan.label}", over_crops, family.role)]
+
+
+def _over_windows(request: Request) -> Need:
+    """The extractor over the disjoint windows of an image that has several."""
+    size = request.size or 0
+
+    def build(network: "Callable[[str], Extractor | None]", resolution: tuple[int, int] | None) -> "Extractor | None":
+        from hibench.extractors.windows import WindowExtractor
+
+        height, width = _known(resolution, request.text)
+        if (height // size) * (width // size) < 2:
+            raise Inapplicable(f"{request.text}: {width}x{height} px images have no two windows of {size} px")
+        base = network(request.extractor)
+        return None if base is None else WindowExtractor(base, size)
+
+    return Need(f"{request.extractor}+grid{size}", build, request.family.role)
 
 
 def _with_borders(seams: "Seams", resolution: tuple[int, int] | None) -> "Extractor":
@@ -255,7 +280,7 @@ def honest_name(request: Request, extractor: "Extractor | None", resolution: tup
     else:
         stem = f"{family.other_name or family.name}@{network}"
     if family.crop is None:
-        return stem
+        return f"{stem}@{request.size}" if request.size else stem
     plan = crop_plan(request)
     whole = (
         "mixed"
