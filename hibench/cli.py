@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,6 +171,9 @@ def list_(
 
     _check_choice("hibench list", what, listing.WHAT)
     loaded = _load(spec, set_) if what in listing.NEEDS_SPEC else None
+    if what == "methods" and spec.is_file():
+        with suppress(SpecError):                             # a spec that is being written does not hide the methods
+            loaded = _load(spec, set_)
     print(listing.table(listing.rows_of(what, loaded, _words(only))))
 
 
@@ -316,22 +320,28 @@ def doctor(strict: Annotated[bool, Option("--strict", help="Fail where the machi
 
 @app.command()
 @verb
-def fetch(names: Annotated[list[str] | None, Argument(metavar="[NAME]...", help="Weights; none: list them.")] = None) -> None:
-    """Download published weights of extractors, checked by SHA-256.
+def fetch(
+    names: Annotated[list[str] | None, Argument(metavar="[NAME]...", help=(
+        "Weights, a method, or a hub id; none: list the weights."))] = None,
+    variant: Annotated[str | None, Option("--variant", metavar="NAME", help="Of a hub id's files, e.g. fp16.")] = None,
+) -> None:
+    """Download published weights: of extractors, checked by SHA-256, and of pipelines on the Hugging Face hub.
 
     \b
       hibench fetch
       hibench fetch inception-v3-compat
+      hibench fetch stabilityai/stable-diffusion-xl-base-1.0 --variant fp16
     """
     if not names:
         from hibench import listing
 
         print(listing.table(listing.rows_of("weights")))
         return
-    from hibench import weights
+    from hibench.fetching import fetch_named
 
     for name in names:
-        print(f"{name}: {weights.fetch(name)}")
+        for what, path, licence in fetch_named(name, variant):
+            print(f"{what}: {path}" + (f" (licence: {licence})" if licence else ""))
 
 
 @app.command()

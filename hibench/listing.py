@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hibench.cells import Cell, Plan, expand
@@ -19,7 +20,7 @@ Rows = list[tuple[str, ...]]
 def rows_of(what: str, spec: Spec | None = None, only: Sequence[str] = ()) -> Rows:
     """The table of one of `WHAT`, its first row being the heading; `spec` is needed for `NEEDS_SPEC`."""
     if what == "methods":
-        return _methods()
+        return _methods() + ([] if spec is None else _weights_of(spec))
     if what == "metrics":
         return _metrics()
     if what in ("extractors", "weights"):
@@ -38,16 +39,38 @@ def table(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _methods() -> Rows:
-    """Every installed method; each is imported to see whether it can be."""
+    """Every installed method with the licence of its reference weights; each is imported to see whether it can be."""
+    from hibench.hub import UNKNOWN_LICENCE
     from hibench.registry import load_adapter, method_names
 
-    rows: Rows = [("METHOD", "AXES", "AVAILABLE")]
+    rows: Rows = [("METHOD", "AXES", "LICENCE", "AVAILABLE")]
     for name in method_names():
         try:
-            axes, state = ", ".join(sorted(load_adapter(name).axes)), "yes"
+            cls = load_adapter(name)
+            rows.append((name, ", ".join(sorted(cls.axes)), str(getattr(cls, "licence", UNKNOWN_LICENCE)), "yes"))
+        except HibenchError as error:
+            rows.append((name, "", "", f"no: {error}"))
+    return rows
+
+
+def _weights_of(spec: Spec) -> Rows:
+    """The methods of a spec that run weights of others, with the licence of those."""
+    from hibench import hub
+    from hibench.registry import load_adapter
+
+    rows: Rows = []
+    for name, method in spec.methods.items():
+        if method.weights in ("reference", "random"):
+            continue
+        try:
+            axes, state = ", ".join(sorted(load_adapter(method.adapter).axes)), "yes"
+            if hub.is_hub_id(method.weights):
+                hub.find(method.weights, method.options.get("variant"))
+            elif not Path(method.weights).expanduser().exists():
+                state = f"no: there is no {method.weights}"
         except HibenchError as error:
             axes, state = "", f"no: {error}"
-        rows.append((name, axes, state))
+        rows.append((name, axes, hub.licence(method.weights), state))
     return rows
 
 

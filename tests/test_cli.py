@@ -288,7 +288,7 @@ def test_list_methods_says_why_one_is_not_available(run, monkeypatch):
               for name, value in (("toy", "hibench.toy:Toy"), ("gone", "hibench_test_gone:Mine"))}
     monkeypatch.setattr(registry, "_entry_points", lambda: points)
     _, out, _ = run("list")
-    assert re.search(r"^toy +resolution, sparsity, steps +yes$", out, re.M)
+    assert re.search(r"^toy +resolution, sparsity, steps +MIT +yes$", out, re.M)
     assert re.search(r"^gone +no: method 'gone' cannot be imported .*; install hibench_test_gone$", out, re.M)
 
 
