@@ -27,7 +27,7 @@ IMAGES, LARGE_IMAGES, LARGE = 16_000, 3_000, 256
 CROPS_PER_IMAGE = 4                                 # of each large image, at random sizes and places
 SIZES = (128, 192, 256)                             # px: what the sampler enlarges to
 WHOLE_SIZES = (64, 96, 128, 192, 256)               # what whole images claim to be cut from
-_O: dict[str, Any] = {"steps": 4500, "batch": 16, "rate": 5e-4, "ema": 0.999, "drop": 0.1, "whole": 0.6, "own_target": 0.7}
+_O: dict[str, Any] = {"steps": 3200, "batch": 16, "rate": 5e-4, "ema": 0.999, "drop": 0.1, "whole": 0.6, "own_target": 0.7}
 
 
 class Examples:
