@@ -106,13 +106,12 @@ class Job:
 
     def watch(self, s: int, stepper: Stepper) -> OnStep:
         """Reports each finished sampler step to the stage clock, and each evaluation to `on_step`."""
-        last = len(stepper.timesteps) - 1
         self.done[s] = 0
 
         def seen(i: int, z: Tensor) -> None:
-            if i == last or stepper.begins():
+            for _ in range(self.done[s], stepper.done(i)):
                 self.stage.step()
-                self.done[s] += 1
+            self.done[s] = stepper.done(i)
             if self.on_step is not None:
                 self.on_step(s, i, z)
 

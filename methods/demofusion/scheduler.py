@@ -8,8 +8,11 @@ noise (ancestral), whose memory and noise then belong to a position of the canva
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,19 @@ from methods.diffusers_pipeline.options import SCHEDULERS
 __all__ = ["Stepper", "make_scheduler", "refusal", "scheduler_class"]
 
 STEP = ("self", "model_output", "timestep", "sample")
-ONE_PATH = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+NOT_FOR_WINDOWS = "draws the noise of a whole batch from one Brownian path: an image would depend on its neighbours"
+NOT_FOR_LATENTS = "is made for networks of another kind, or for another noise schedule"
+KNOWN_REASONS = {
+    "DPMSolverSDEScheduler": NOT_FOR_WINDOWS,
+    "CosineDPMSolverMultistepScheduler": NOT_FOR_WINDOWS,
+    "DPMSolverMultistepInverseScheduler": "runs towards the noise",
+    "CMStochasticIterativeScheduler": NOT_FOR_LATENTS,
+    "CogVideoXDDIMScheduler": NOT_FOR_LATENTS,
+    "DDPMWuerstchenScheduler": NOT_FOR_LATENTS,
+    "EDMDPMSolverMultistepScheduler": NOT_FOR_LATENTS,
+    "EDMEulerScheduler": NOT_FOR_LATENTS,
+    "UnCLIPScheduler": NOT_FOR_LATENTS,
+}
 
 
 def scheduler_class(name: str) -> type[Any]:
@@ -43,8 +58,8 @@ def scheduler_class(name: str) -> type[Any]:
 def refusal(cls: type[Any]) -> str | None:
     """Why a scheduler cannot denoise in windows, or None."""
     name = cls.__name__
-    if name in ONE_PATH:
-        return f"{name} draws the noise of a whole batch from one Brownian path: an image would depend on its neighbours"
+    if name in KNOWN_REASONS:
+        return f"{name} {KNOWN_REASONS[name]}"
     for method in ("set_timesteps", "scale_model_input", "step"):
         if not callable(getattr(cls, method, None)):
             return f"{name} has no {method}(): it cannot step"
@@ -70,30 +85,42 @@ def make_scheduler(own: Any, name: str | None) -> Any:
     reason = refusal(cls)
     if reason is not None:
         raise AdapterError(f"{reason}; name another with option scheduler: {', '.join(SCHEDULERS)}")
-    config = {k: v for k, v in own.config.items() if not k.startswith("_")}
     accepts = inspect.signature(cls.__init__).parameters
+    config = {k: v for k, v in own.config.items() if k in accepts and v is not None}
     for key in ("clip_sample", "set_alpha_to_one"):
         if key in accepts:
             config.setdefault(key, False)
     if cls.__name__ == "PNDMScheduler":
         config["skip_prk_steps"] = True
-    return cls.from_config(config)
+    with _old_numpy_ways():
+        return cls(**config)
+
+
+@contextmanager
+def _old_numpy_ways() -> Iterator[None]:
+    """diffusers makes arrays of tensors in a way that numpy 2 warns about; that is not the user's concern."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 class Stepper:
     """One run of a scheduler over a batch of canvases; its own tensors stay on the host, so that no step waits for a device."""
 
     def __init__(self, scheduler: Any, steps: int, generators: Sequence[torch.Generator] = (), eta: float = 0.0) -> None:
-        self.scheduler = type(scheduler).from_config(scheduler.config)
-        probe = type(scheduler).from_config(scheduler.config)
-        for one in (self.scheduler, probe):
+        self.scheduler = copy.deepcopy(scheduler)
+        with _old_numpy_ways():
             try:
-                one.set_timesteps(steps)
+                self.scheduler.set_timesteps(steps)
             except (ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
-                raise AdapterError(f"{type(one).__name__} cannot do {steps} steps: {' '.join(str(error).split())}") from error
+                raise AdapterError(
+                    f"{type(scheduler).__name__} cannot do {steps} steps: {' '.join(str(error).split())}"
+                ) from error
+        self.steps = steps
         self.timesteps: Tensor = self.scheduler.timesteps
         self.total = int(self.scheduler.config.get("num_train_timesteps", 1000))
         self.initial = float(self.scheduler.init_noise_sigma)
+        probe = copy.deepcopy(self.scheduler)
         one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
         self._signal = [float(probe.add_noise(one, zero, t[None])) for t in self.timesteps]
         self._noise = [float(probe.add_noise(zero, one, t[None])) for t in self.timesteps]
@@ -120,6 +147,10 @@ class Stepper:
             return index >= len(orders) or orders[index] == 1
         return bool(getattr(scheduler, "state_in_first_order", True)) and getattr(scheduler, "cur_sample", None) is None
 
+    def done(self, i: int) -> int:
+        """Whole sampler steps after evaluation i: some schedulers evaluate N + 1 or 2 N - 1 times for N steps."""
+        return (i + 1) * self.steps // len(self.timesteps)
+
     def moved(self) -> None:
         """Says that the samples were changed from outside: a corrector would go back to those before the change."""
         if getattr(self.scheduler, "last_sample", None) is not None:
@@ -127,7 +158,8 @@ class Stepper:
 
     def step(self, prediction: Tensor, i: int, z: Tensor) -> Tensor:
         """Samples [B, C, H, W] after evaluation i."""
-        result = self.scheduler.step(prediction, self.timesteps[i], z, **self._extra)
+        with _old_numpy_ways():
+            result = self.scheduler.step(prediction, self.timesteps[i], z, **self._extra)
         return result[0] if isinstance(result, tuple) else result.prev_sample
 
     def official_factors(self, i: int, local: int, dilated: int, batch: int, later: bool) -> np.ndarray:
