@@ -28,6 +28,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TENSORS = (".safetensors", ".bin")
 _TEXTS = (".json", ".txt", ".model")
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32|fp8|int8|non_ema|ema)(?=[.-])")
+_INDEX = re.compile(r"\.index(\.\w+)?\.json$")     # which tensor lies in which shard
 _OTHER_FRAMEWORKS = re.compile(r"(^|/)(flax_|tf_|openvino_|onnx)|\.(onnx|onnx_data|msgpack|h5)$")
 
 
@@ -50,10 +51,10 @@ def select(files: Iterable[str], variant: str | None = None) -> list[str]:
     """
     names = sorted(name for name in files if not _OTHER_FRAMEWORKS.search(name))
     pipeline = "model_index.json" in names
-    chosen = [name for name in names if name.endswith(_TEXTS) and not name.endswith(".index.json")]
+    chosen = [name for name in names if name.endswith(_TEXTS) and not _INDEX.search(name)]
     folders: dict[str, list[str]] = {}
     for name in names:
-        if name.endswith((*_TENSORS, ".index.json")) and not (pipeline and "/" not in name):
+        if (name.endswith(_TENSORS) or _INDEX.search(name)) and not (pipeline and "/" not in name):
             folders.setdefault(name.rpartition("/")[0], []).append(name)
     for tensors in folders.values():
         safe = [name for name in tensors if ".safetensors" in name] or tensors
