@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibench import tables, typeset
+from hibench import fits, tables, typeset
 from hibench.columns import metric_names
 from hibench.errors import SpecError, did_you_mean
 from hibench.lines import NOTHING, Row, number, resolution_text, settings_text
@@ -116,6 +116,8 @@ def _index(rows: list[Row], problems: list[str], made: dict[str, tables.Table],
             image = [f"![{escape_markdown(caption.split('. ')[0])}]({shown})", ""] if shown else []
             text += [*image, f"{escape_markdown(caption)} ({links})", ""]
         text += _provenance(table)
+    if fitting := fits.fits(rows):
+        text += ["## Largest resolution that fits", "", fits.to_markdown(fitting)]
     failed = [row for row in rows if row["status"] != "ok" or row["_missing"]]
     if failed:
         text += ["## Cells without a full result", "", "| Cell | Status | Reason | Record |", "|---|---|---|---|"]
