@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,8 @@ from hibench.stages import ImageTrace, RecordingStage, check_effective
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CellJob", "Skip", "check_images", "one_line", "prompts_for", "read_prompts", "resolve_device"]
+__all__ = ["CellJob", "Skip", "check_images", "one_line", "prompts_digest", "prompts_for", "read_prompts",
+           "resolve_device"]
 
 
 class Skip(HibenchError):
@@ -213,6 +215,15 @@ def read_prompts(prompts: str | Sequence[str] | None) -> list[str] | None:
     if not found:
         raise SpecError(f"prompts: {prompts if isinstance(prompts, str) else 'the list'} holds no prompt; write one per line")
     return found
+
+
+def prompts_digest(prompts: str | Sequence[str] | None) -> str | None:
+    """SHA-256 of a cell's prompts, one per line, wherever they are written; None = no prompts, or they cannot be read."""
+    try:
+        known = read_prompts(prompts)
+    except SpecError:
+        return None                                             # the cell's own verdict says so
+    return None if known is None else hashlib.sha256("\n".join(known).encode()).hexdigest()
 
 
 def prompts_for(prompts: str | Sequence[str] | None, seeds: Sequence[int], first_seed: int = 0) -> list[str] | None:

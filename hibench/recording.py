@@ -10,6 +10,7 @@ import hibench
 from hibench.cells import Cell
 from hibench.engines import Exit
 from hibench.errors import HibenchError, signal_text
+from hibench.job import prompts_digest
 from hibench.prepare import Task, Verdict
 from hibench.store import SCHEMA, finite, read_json, utc_now
 
@@ -32,7 +33,8 @@ def make_record(task: Task, env: dict[str, Any], *, verdict: Verdict | None = No
         "method": {"name": cell.method, "adapter": cell.adapter, "adapter_digest": task.adapter_digest, "weights": cell.weights,
                    "weights_digest": task.weights_digest or weights_digest, "options": cell.options, "parameters": parameters},
         "axes": {**cell.axes, "options": cell.option_axes, "settings": cell.setting_axes},
-        "settings": cell.settings, "device": cell.device, "dtype": cell.dtype, "prompts": cell.prompts, "env": env,
+        "settings": cell.settings, "device": cell.device, "dtype": cell.dtype, "prompts": cell.prompts,
+        "prompts_digest": prompts_digest(cell.prompts), "env": env,
         "started_at": started_at or utc_now(), "wall_s": wall_s, "hibench": hibench.__version__,
         "flags": flags or [], "failure": verdict.failure if verdict else None, "speed": speed, "quality": quality,
     }

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hibench.conformance import check_adapter
 from hibench.errors import AdapterError, SpecError
+from hibench.job import prompts_digest, prompts_for
 from hibench.references import scenes
 from hibench.stages import RecordingStage
 from methods.diffusers_pipeline import DiffusersPipeline, Direct, DirectUpsample
@@ -211,3 +212,11 @@ def test_options_that_the_pipeline_does_not_take(pipelines, options, message):
 def test_wrong_options_of_direct_upsample(options, message):
     with pytest.raises(SpecError, match=message):
         DirectUpsample("owner/name", options)
+
+
+def test_a_record_tells_prompts_by_their_digest(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red star\n\na blue ring\n")
+    assert prompts_digest(str(file)) == prompts_digest(PROMPTS) != prompts_digest(PROMPTS[::-1])
+    assert prompts_digest(None) is prompts_digest(str(tmp_path / "absent.txt")) is None
+    assert prompts_for(str(file), [10, 11, 12], 10) == ["a red star", "a blue ring", "a red star"]

@@ -49,7 +49,8 @@ def arguments(pipe: Any, options: Mapping[str, Any], prompts: Sequence[str], res
              "generator": generators(seeds), "output_type": "pt"}
     more = {**PLAIN, "guidance_scale": options["guidance"], "num_images_per_prompt": 1,
             "negative_prompt": None if options["negative_prompt"] is None else [options["negative_prompt"]] * len(prompts)}
-    return given | {key: value for key, value in more.items() if key in known and value is not None} | options["arguments"]
+    taken = {key: value for key, value in more.items() if key in known and value is not None}
+    return {**given, **taken, **options["arguments"]}
 
 
 def generators(seeds: Sequence[int]) -> list[Any]:
@@ -69,8 +70,7 @@ def run(pipe: Any, call: dict[str, Any], stage: Stage) -> Tensor:
     count = len(call["prompt"])
     with torch.no_grad(), watched(pipe, stage) as watch:
         if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters:
-            call = call | {"callback_on_step_end": lambda *args: watch.after_timestep(pipe.scheduler) or args[-1]}
-            output = pipe(**call)
+            output = pipe(**call, callback_on_step_end=watch.callback)
         else:
             with _each_step(pipe.scheduler, watch):
                 output = pipe(**call)
@@ -118,6 +118,11 @@ class Watch:
         first = next((t[0] if isinstance(t, (list, tuple)) else t for t in tensors), None)
         count = len(tensors[0]) if tensors and isinstance(tensors[0], (list, tuple)) else None
         self.rows += count or (first.shape[0] if isinstance(first, torch.Tensor) and first.ndim else 1)
+
+    def callback(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """diffusers' `callback_on_step_end`; it changes nothing."""
+        self.after_timestep(pipe.scheduler)
+        return tensors
 
     def after_timestep(self, scheduler: Any) -> None:
         """A timestep is done: mark a step when it completes one."""

@@ -50,9 +50,9 @@ def _pixels_per_latent(vae: Mapping[str, Any]) -> int:
     if "spatial_compression_ratio" in vae:
         return int(vae["spatial_compression_ratio"])
     if "temperal_downsample" in vae:                # spelt so in diffusers: video autoencoders that also make single images
-        return 2 ** len(vae["temperal_downsample"])
+        return int(2 ** len(vae["temperal_downsample"]))
     channels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
-    return 2 ** (len(channels) - 1) if channels else 8
+    return int(2 ** (len(channels) - 1)) if channels else 8
 
 
 def _patch(transformer: Mapping[str, Any]) -> int:

@@ -50,7 +50,7 @@ def _lacking(folder: Path) -> str | None:
     for part, kind in json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items():
         optional = part in ("safety_checker", "feature_extractor")
         if isinstance(kind, list) and kind[0] and not optional and not any((folder / part).glob("*")):
-            return part
+            return str(part)
     return None
 
 

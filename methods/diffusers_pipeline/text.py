@@ -26,7 +26,7 @@ class Conditioning:
 
     def __getitem__(self, rows: slice) -> Conditioning:
         """Some of the batch."""
-        return Conditioning(*(None if x is None else x[rows] for x in (self.prompt, self.negative)),     # type: ignore[arg-type]
+        return Conditioning(*(None if x is None else x[rows] for x in (self.prompt, self.negative)),
                             *(None if x is None else x[rows] for x in (self.pooled, self.negative_pooled)))
 
 
@@ -66,7 +66,8 @@ def _states(pipe: Any, texts: list[str]) -> tuple[Tensor, Tensor | None]:
     """States [B, L, D] and, for an SDXL-like pipeline, the pooled vector [B, P]."""
     import torch
 
-    pairs = [(getattr(pipe, f"tokenizer{i}", None), getattr(pipe, f"text_encoder{i}", None)) for i in ("", "_2")]
+    pairs: list[tuple[Any, Any]] = [(getattr(pipe, f"tokenizer{i}", None), getattr(pipe, f"text_encoder{i}", None))
+                                    for i in ("", "_2")]
     pairs = [(tokenizer, encoder) for tokenizer, encoder in pairs if encoder is not None]
     if not pairs or any(tokenizer is None for tokenizer, _ in pairs):
         raise AdapterError(f"this {type(pipe).__name__} has no {'tokenizer' if pairs else 'text encoder'}: it takes no prompts")
