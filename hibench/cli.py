@@ -254,6 +254,22 @@ def report(
 
 @app.command()
 @verb
+def merge(
+    results: Annotated[list[Path], Argument(metavar="DIR...", help="Results directories, e.g. of `--shard 1/4` to `4/4`.")],
+    out: Annotated[Path, Option("--out", help="Where the cells of all of them go; it may hold cells already.")] = Path("results"),
+) -> int:
+    """Copy the finished cells of several results directories into one; refuse results that contradict each other.
+
+    \b
+      hibench merge shard-1 shard-2 shard-3 --out results
+    """
+    from hibench.merge import run_merge
+
+    return run_merge(results, out)
+
+
+@app.command()
+@verb
 def score(
     images: Annotated[Path, Argument(metavar="IMAGES", help="A folder of images.")],
     reference: Annotated[str, Option("--reference", metavar="FOLDER|scenes", help="What to compare with.")] = "scenes",

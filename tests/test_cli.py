@@ -18,7 +18,8 @@ from hibench.errors import CellTimeout, Unfit
 from hibench.errors import SpecError as BadSpec
 
 SMOKE = str(Path(__file__).parent / "data" / "smoke.yaml")
-VERBS = ("run", "list", "show", "report", "check", "compare", "score", "test", "doctor", "fetch", "train")
+VERBS = ("run", "list", "show", "report", "check", "compare", "score", "test", "doctor", "fetch", "train",
+         "merge")
 
 
 @pytest.fixture
