@@ -48,7 +48,8 @@ class Adapter(Protocol):
 
     Optional: `generate_batch(resolution, seeds, *, steps=None, sparsity=0.0, prompts=None, stage=NULL_STAGE)` which returns
     uint8 [B, 3, H, W] (class `Batched` then gives `generate`); `train(out, ...)`, behind `hibench train`; `golden(case)`,
-    behind `hibench test --golden`; `weights_digest()`, the SHA-256 of what was loaded; `parameters()`, the number of
+    behind `hibench test --golden`; `reconstruct(images)`, uint8 [B, 3, H, W] to the same through the first stage, behind
+    `hibench score --reconstruction`; `weights_digest()`, the SHA-256 of what was loaded; `parameters()`, the number of
     parameters; `default_steps: ClassVar[int]`, what `steps=None` means; `licence: ClassVar[str]`, of the weights.
     """
 

@@ -256,7 +256,7 @@ def report(
 @verb
 def merge(
     results: Annotated[list[Path], Argument(metavar="DIR...", help="Results directories, e.g. of `--shard 1/4` to `4/4`.")],
-    out: Annotated[Path, Option("--out", help="Where the cells of all of them go; it may hold cells already.")] = Path("results"),
+    out: Annotated[Path, Option("--out", help="Where all of them go; it may hold cells already.")] = Path("results"),
 ) -> int:
     """Copy the finished cells of several results directories into one; refuse results that contradict each other.
 
@@ -271,7 +271,7 @@ def merge(
 @app.command()
 @verb
 def score(
-    images: Annotated[Path, Argument(metavar="IMAGES", help="A folder of images.")],
+    images: Annotated[Path, Argument(metavar="IMAGES", help="A folder of images; or scenes, with --reconstruction.")],
     reference: Annotated[str, Option("--reference", metavar="FOLDER|scenes", help="What to compare with.")] = "scenes",
     metrics: Annotated[list[str] | None, Option("--metrics", metavar="a,b,...", help="See `hibench list metrics`.")] = None,
     extractor: Annotated[str | None, Option("--extractor", metavar="NAME", help=(
@@ -281,6 +281,10 @@ def score(
     prompts: Annotated[Path | None, Option("--prompts", help="A text file, one prompt per image, for clip-score.")] = None,
     compiled: Annotated[bool, Option("--compile/--no-compile", help=(
         "Compile Inception first: 20 to 40 s once, worth it for thousands of images."))] = False,
+    reconstruction: Annotated[str | None, Option("--reconstruction", metavar="METHOD[=WEIGHTS]", help=(
+        "Put IMAGES through this method's encoder and decoder, and score the result against them."))] = None,
+    resolution: Annotated[str | None, Option("--resolution", metavar="SIDE|HxW", help="Of --reconstruction.")] = None,
+    count: Annotated[int, Option("--count", min=1, help="Images of --reconstruction, at most.")] = 1000,
     as_json: Json = False,
     device: Device = "auto",
 ) -> int:
@@ -289,9 +293,17 @@ def score(
     \b
       hibench score my_images --reference scenes
       hibench score my_images --reference photos --metrics fid,kid --extractor inception-v3-compat --json
+      hibench score scenes --reconstruction ldm
     """
     _check_device(device)
     from hibench.score import run_score
+
+    if reconstruction is not None:
+        from hibench.reconstruct import score_reconstruction
+
+        return score_reconstruction(images, reconstruction, count, _resolution(resolution) if resolution else None,
+                                    metrics=_words(metrics) or None, extractor=extractor, weights=weights, crop=crop,
+                                    as_json=as_json, device=device, compiled=compiled)
 
     return run_score(images, reference, metrics=_words(metrics) or None, extractor=extractor, weights=weights, crop=crop,
                      as_json=as_json, device=device, prompts=prompts, compiled=compiled)

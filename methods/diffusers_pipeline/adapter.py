@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, to_uint8
 from hibench.errors import AdapterError, MissingWeights, SpecError
 from methods.diffusers_pipeline.geometry import Geometry, geometry, read_configs
 from methods.diffusers_pipeline.loading import find, load, parameters, weights_digest
@@ -117,6 +117,23 @@ class DiffusersPipeline(Batched):
     def captions(seeds: Sequence[int]) -> list[str]:
         """The prompts where a spec names none, for the CLIP score."""
         return default_prompts(seeds)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] through the pipeline's VAE (the mean of its posterior) and back; AdapterError without one."""
+        import torch
+
+        if self.pipe is None:
+            self.load()
+        vae = getattr(self.pipe, "vae", None)
+        if vae is None:
+            raise AdapterError(f"{self.name}: a {type(self.pipe).__name__} has no VAE that could reconstruct images")
+        factor = self.geometry.factor
+        if images.shape[-2] % factor or images.shape[-1] % factor:
+            raise AdapterError(f"{self.name}: {images.shape[-1]}x{images.shape[-2]} px images are no multiple of {factor} px")
+        with torch.inference_mode():
+            encoded = vae.encode((images.to(self.device).float() / 127.5 - 1).to(vae.dtype))
+            z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else next(iter(encoded.values()))
+            return to_uint8(vae.decode(z, return_dict=False)[0])
 
     def close(self) -> None:
         """Free the pipeline."""

@@ -209,6 +209,19 @@ class INFD(Batched):
         stage.effective(steps=steps, nfe=steps, tiles=tiles_of(*resolution, self.tiles))
         return images
 
+    def reconstruct(self, images: "Tensor") -> "Tensor":
+        """uint8 [B, 3, H, W] through encoder, codebook, decoder and renderer at their own size."""
+        import torch
+
+        from methods.infd.render import render_uint8
+
+        model, (height, width) = self.ready(), images.shape[-2:]
+        if height % model.factor or width % model.factor:
+            raise AdapterError(f"infd: {width}x{height} px images are no multiple of the encoder's factor {model.factor}")
+        with torch.inference_mode():
+            x = (images.to(self.device).float() / 127.5 - 1).to(next(model.parameters()).dtype)
+            return render_uint8(model, model.features(model.encode(x)), height, width, self.tiles)
+
     def ready(self) -> "INFDModel":
         """The network, loaded if it is not."""
         if self.model is None:

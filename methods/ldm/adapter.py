@@ -236,6 +236,21 @@ class LDM(Batched):
         factor = self.model.first_stage_model.factor
         return torch.cat([to_uint8(decode_tiled(self.model.decode, part, factor, tile, tile // 4)) for part in z.split(1)])
 
+    def reconstruct(self, images: "Tensor") -> "Tensor":
+        """uint8 [B, 3, H, W] through encoder, quantisation or posterior mean, and decoder; AdapterError for other sizes."""
+        import torch
+
+        if self.model is None:
+            self.load()
+        assert self.model is not None
+        factor, (height, width) = self.model.first_stage_model.factor, images.shape[-2:]
+        if height % factor or width % factor:
+            raise AdapterError(f"{self.name}: {width}x{height} px images are no multiple of the first stage's factor {factor}")
+        with torch.inference_mode():
+            dtype = self.model.first_stage_model.post_quant_conv.weight.dtype
+            z = self.model.encode((images.to(self.device).float() / 127.5 - 1).to(dtype))
+            return self._decode(z, (height, width))
+
     def close(self) -> None:
         """Free the network."""
         self.model = None
