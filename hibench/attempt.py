@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,14 @@ from hibench.engines import Engine, Exit, gpu_of, worker_identity
 from hibench.prepare import Task, Verdict
 from hibench.progress import duration
 from hibench.recording import failed, full_disk, make_record, quality_part, read_verdict, speed_part
-from hibench.store import Store, read_json, utc_now, write_json
+from hibench.store import Store, clean_errors, read_json, utc_now, write_json
+from hibench.worker import shard_lacks, shard_path
 
-__all__ = ["Attempt", "most_processes", "processes_of", "shards_of", "times"]
+__all__ = ["Attempt", "gather", "most_processes", "processes_of", "shards_of", "split", "times"]
 
 CONTAMINATED = frozenset({"throttled", "contended"})           # flags that make a replicate worth repeating once
+PARTS = "parts"                                                # in a staging folder: what workers of one cell make side by side
+MOST = 16                                                      # shards of a part: what is lost with a worker is bounded
 COOL_DOWN_S = 10.0                                             # before a throttled replicate is repeated
 
 
@@ -52,7 +59,7 @@ class Attempt:
         for again in (True, False):
             path.unlink(missing_ok=True)
             doing = f"replicate {replicate + 1} of {processes_of(self.task)}"
-            verdict = self._work({"task": "speed", "replicate": replicate}, path.stem, doing, lambda: _is_ok(path))
+            verdict = self._work(folder, {"task": "speed", "replicate": replicate}, path.stem, doing, lambda: _is_ok(path))
             if verdict is not None:
                 return verdict
             flags = {flag["name"] for flag in read_json(path)["process"]["flags"]}
@@ -88,31 +95,66 @@ class Attempt:
 
     # -- quality -------------------------------------------------------------------------------------------------------
 
-    def quality(self) -> Verdict | dict[str, Any]:
-        """Make the shards that are not there and score them: the record, or the verdict on what went wrong."""
-        from hibench.worker import shard_lacks, shard_path
+    def quality(self, parts: int = 1) -> Verdict | dict[str, Any]:
+        """Make the shards that are not there and score them: the record, or the verdict on what went wrong.
 
+        `parts`: worker processes that share the shards, as far as the engine runs them at once; the samples are the same."""
         folder, shards = self.open(), shards_of(self.task)
-
-        def lacking() -> list[set[str] | None]:
-            return [shard_lacks(shard_path(folder, *shard), *shard) for shard in shards]
-
-        before = lacking()                                     # None: not there; else the extractors that it was made without
-        samples = sum(count for (_, count), lack in zip(shards, before) if lack is None)
-        doing = f"{samples} samples" if samples else "features of extractors that were missing"
-        if any(lack != set() for lack in before):
-            verdict = self._work({"task": "quality", "shards": shards}, "quality", doing, lambda: None not in lacking())
-            if verdict is not None:
-                return verdict
+        gather(folder)                                         # what an interrupted run has left in parts
+        lacks = _lacks(folder, shards)
+        todo = [shard for shard, lack in zip(shards, lacks) if lack != set()]
+        verdict = None
+        if todo and parts == 1:
+            samples = sum(count for (_, count), lack in zip(shards, lacks) if lack is None)
+            verdict = self._samples(folder, shards, samples)
+        elif todo:
+            verdict = self._parts(folder, split(todo, parts))
+        if verdict is not None:
+            return verdict
         scored = folder / "quality.json"
         scored.unlink(missing_ok=True)
-        verdict = self._work({"task": "score", "shards": shards}, "score", "scoring", scored.exists)
+        verdict = self._work(folder, {"task": "score", "shards": shards}, "score", "scoring", scored.exists)
         if verdict is not None:
             return verdict
         quality = quality_part(folder, self.task.cell)
         parameters = quality.pop("parameters", None)
         return make_record(self.task, self.env, quality=quality, flags=_quality_flags(quality), parameters=parameters,
                            **times(folder))
+
+    def _samples(self, folder: Path, shards: list[list[int]], samples: int) -> Verdict | None:
+        """One worker for these shards: None when all are there afterwards, else the verdict."""
+        doing = f"{samples} samples" if samples else "features of extractors that were missing"
+        return self._work(folder, {"task": "quality", "shards": shards}, "quality", doing,
+                          lambda: None not in _lacks(folder, shards))
+
+    def _parts(self, folder: Path, groups: list[list[list[int]]]) -> Verdict | None:
+        """A worker per group of shards, each in a folder of its own whose shards come over when it ends."""
+        def part(group: list[list[int]]) -> Verdict | None:
+            own = folder / PARTS / str(group[0][0])
+            with clean_errors(f"write {own}"):
+                own.mkdir(parents=True, exist_ok=True)
+            for first, count in group:                         # made without an extractor that was missing then
+                path = shard_path(folder, first, count)
+                if path.exists():
+                    os.replace(path, own / path.name)
+            return self._samples(own, group, sum(count for _, count in group))
+
+        verdict = None
+        with ThreadPoolExecutor(len(groups)) as pool:
+            futures = {pool.submit(part, group): group for group in groups}
+            try:
+                for future in as_completed(futures):
+                    verdict = verdict or future.result()
+                    gather(folder, str(futures[future][0][0]))
+                    if verdict is not None:
+                        for other in futures:
+                            other.cancel()
+                        break
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        gather(folder)                                         # of the parts that were still at work
+        return verdict
 
     # -- drift ---------------------------------------------------------------------------------------------------------
 
@@ -121,7 +163,7 @@ class Attempt:
         folder = self.open()
         made = folder / "drift.json"
         made.unlink(missing_ok=True)
-        verdict = self._work({"task": "drift"}, "drift", "golden seeds", made.exists)
+        verdict = self._work(folder, {"task": "drift"}, "drift", "golden seeds", made.exists)
         if verdict is not None:
             return verdict
         drift = read_json(made)
@@ -130,17 +172,17 @@ class Attempt:
 
     # -- one worker ----------------------------------------------------------------------------------------------------
 
-    def _work(self, job: dict[str, Any], name: str, doing: str, done: Callable[[], bool]) -> Verdict | None:
-        """Run one job; None when `done()` holds afterwards, else the verdict on what went wrong.
+    def _work(self, folder: Path, job: dict[str, Any], name: str, doing: str, done: Callable[[], bool]) -> Verdict | None:
+        """Run one job in `folder`; None when `done()` holds afterwards, else the verdict on what went wrong.
 
         Raises HibenchError when the disk is full."""
-        cell, folder = self.task.cell, self.store.staging(self.task.id)
+        cell = self.task.cell
         log, path = folder / "log.txt", folder / f"job-{name}.json"
         write_json(path, {"replicate": 0, "shards": [], **job, "cell": cell.to_json(), "out": str(folder),
                           "cache": str(self.cache) if self.cache else None, "parent": worker_identity()}, durable=False)
         (folder / "status.json").unlink(missing_ok=True)
         gpu = gpu_of(cell.device) if cell.kind == "speed" else None
-        end = self.engine.run(path, log, timeout_s=cell.timeout_s, gpu=gpu, tick=self._ticker(job, doing))
+        end = self.engine.run(path, log, timeout_s=cell.timeout_s, gpu=gpu, tick=self._ticker(folder, job, doing))
         _add_time(folder, end.wall_s)
         if done():
             if job["task"] == "speed":
@@ -153,12 +195,12 @@ class Attempt:
             raise stop
         return verdict
 
-    def _ticker(self, job: dict[str, Any], doing: str) -> Callable[[], None] | None:
+    def _ticker(self, folder: Path, job: dict[str, Any], doing: str) -> Callable[[], None] | None:
         """A function that shows how far a job is; None when nobody looks."""
         show = self.show
         if show is None:
             return None
-        start, folder = time.monotonic(), self.store.staging(self.task.id)
+        start = time.monotonic()
         shards = [folder / f"shard-{first}-{count}.npz" for first, count in job.get("shards", ()) if job["task"] == "quality"]
 
         def tick() -> None:
@@ -186,6 +228,36 @@ def shards_of(task: Task) -> list[list[int]]:
     images, first, batch = int(settings["images"]), int(settings.get("first_seed", 0)), int(settings.get("batch", 16))
     size = max(batch, int(settings.get("shard", 64)) // batch * batch)
     return [[first + start, min(size, images - start)] for start in range(0, images, size)]
+
+
+def split(shards: list[list[int]], parts: int) -> list[list[list[int]]]:
+    """Neighbouring shards in about `parts` groups of nearly equal size, none above MOST shards."""
+    groups = min(len(shards), max(parts, -(-len(shards) // MOST)))
+    edges = [len(shards) * group // groups for group in range(groups + 1)]
+    return [shards[start:end] for start, end in pairwise(edges)]
+
+
+def gather(folder: Path, part: str = "*") -> None:
+    """Bring shards and samples of parts over into the staging folder of their cell, with their logs and their seconds."""
+    for own in sorted((folder / PARTS).glob(part)):
+        with clean_errors(f"write {folder}"):
+            (folder / "samples").mkdir(exist_ok=True)
+            for path in [*own.glob("shard-*.npz"), *own.glob("samples/*.png")]:
+                os.replace(path, folder / path.relative_to(own))
+            if (own / "log.txt").exists():
+                with (folder / "log.txt").open("ab") as log:
+                    log.write((own / "log.txt").read_bytes())
+        seconds = times(own)["wall_s"]
+        if seconds:
+            _add_time(folder, seconds)
+        shutil.rmtree(own, ignore_errors=True)
+    if (folder / PARTS).is_dir() and not any((folder / PARTS).iterdir()):
+        (folder / PARTS).rmdir()
+
+
+def _lacks(folder: Path, shards: list[list[int]]) -> list[set[str] | None]:
+    """Of every shard: None when it is not there, else the extractors that it was made without."""
+    return [shard_lacks(shard_path(folder, first, count), first, count) for first, count in shards]
 
 
 def times(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from hibench.store import clean_errors, utc_now
 if TYPE_CHECKING:
     from hibench.gpu import GpuTrace
 
-__all__ = ["Engine", "Exit", "LocalEngine", "WORKER", "die_with_parent", "gpu_of", "kill_orphans", "worker_identity"]
+__all__ = ["Engine", "Exit", "LocalEngine", "WORKER", "die_with_parent", "gpu_of", "hosts_of", "kill_orphans", "slots_of",
+           "worker_identity"]
 
 WORKER = (sys.executable, "-m", "hibench.worker")
 GRACE_S = 5.0                                                  # between SIGTERM and SIGKILL
@@ -40,7 +41,11 @@ class Exit:
 
 
 class Engine(Protocol):
-    """Runs one job at a time per call, from several threads if need be."""
+    """Runs one job at a time per call, from several threads if need be.
+
+    Optional: `slots` (how many jobs it runs at once; 1 where it does not say), `hosts` (how many of them alone on a machine),
+    `prepare(cells, device)` (surroundings and tasks, as its machines see them).
+    """
 
     def run(self, job: Path, log: Path, *, timeout_s: float | None, gpu: Any = None,
             tick: Callable[[], None] | None = None) -> Exit:
@@ -50,6 +55,16 @@ class Engine(Protocol):
     def kill_all(self) -> None:
         """End every worker at once."""
         ...
+
+
+def slots_of(engine: Engine) -> int:
+    """How many jobs the engine runs at once."""
+    return int(getattr(engine, "slots", 1))
+
+
+def hosts_of(engine: Engine) -> int:
+    """How many speed jobs the engine runs at once, each alone on its machine."""
+    return int(getattr(engine, "hosts", 1))
 
 
 @dataclass

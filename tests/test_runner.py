@@ -18,6 +18,7 @@ import pytest
 from runner_tools import HERE, STUB, ForkEngine, bench, folder_of, records
 
 from hibench.attempt import shards_of
+from hibench.board import needs_as_much
 from hibench.cells import Cell, expand
 from hibench.engines import Exit, LocalEngine
 from hibench.errors import HibenchError, SpecError, Unfit, UnknownMethod
@@ -26,7 +27,7 @@ from hibench.gpu import Gpu, GpuTrace
 from hibench.prepare import Task, prepare, shard_of
 from hibench.progress import Estimate, Progress, cell_text, duration, outcome_text
 from hibench.recording import is_good
-from hibench.runner import needs_as_much, run_spec
+from hibench.runner import run_spec
 from hibench.spec import load_spec
 from hibench.store import Store
 
