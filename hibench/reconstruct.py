@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS", "open_images", "parse_method", "reconstruct", "score_reconstruction"]
 
-METRICS = ("fid", "is", "psnr", "ssim", "lpips")         # R-FID, R-IS, PSNR, SSIM and PSIM of the paper; PSIM is LPIPS
+METRICS = ("fid", "is", "psnr", "ssim", "psim")          # the paper's R-FID, R-IS, PSNR, SSIM and PSIM
 
 
 def parse_method(text: str) -> tuple[str, str]:
