@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hibench.errors import AdapterError
 from hibench.golden import GoldenOutput
-from methods.demofusion.conditioning import Text
+from methods.demofusion.conditioning import Text, time_ids
 from methods.demofusion.decode import decode_tiled, decoder, tile_rule, unscaled
 from methods.demofusion.denoise import Rules
 from methods.demofusion.network import Network
-from methods.demofusion.phases import Phase, phases
+from methods.demofusion.phases import Phase
 from methods.demofusion.sampling import Job, Stop, demofusion, multidiffusion
 from methods.demofusion.scheduler import make_scheduler
 
@@ -138,10 +138,13 @@ def run_demofusion(case: Case) -> Named:
         padded_frame=True,
         official_index=call["view_batch_size"] if official else None,
     )
-    sizes = phases((call["height"], call["width"]), unet_window * factor, factor)
+    sizes = released_phases(call["height"], call["width"], unet_window * factor, factor)
     if [[p.rows, p.columns] for p in sizes] != config["phase_latent_sizes"]:
         raise AdapterError(f"phase_latent_sizes: expected {config['phase_latent_sizes']}, got {[p[3:] for p in sizes]}")
     job = case.job(rules)
+    size = (call["height"], call["width"])
+    crop = tuple(call.get("crops_coords_top_left") or (0, 0))
+    job.ids = time_ids(tuple(call.get("original_size") or size), crop, tuple(call.get("target_size") or size))
     seen: dict[int, list[Tensor]] = {}
     job.on_step = lambda s, i, z: seen.setdefault(s, []).append(z)
     stepper = job.stepper(1)
@@ -158,6 +161,16 @@ def run_demofusion(case: Case) -> Named:
         if f"image_phase{s}" in case.wanted:
             tiled = s > 1 and call.get("multi_decoder", True)
             yield f"image_phase{s}", picture(vae, stop.latents, factor, unet_window if tiled else None)
+
+
+def released_phases(height: int, width: int, native: int, factor: int) -> list[Phase]:
+    """As `phases`, with the released code's rounding: its floating-point ratio may lose a pixel of the shorter side."""
+    count, ratio = max(height, width) // native, min(height, width) / max(height, width)
+    sizes = [(height // count, width // count)]
+    for s in range(2, count + 1):
+        long, short = native * s, int(native * s * ratio)
+        sizes.append((long, short) if height > width else (short, long))
+    return [Phase(s, h, w, h // factor, w // factor) for s, (h, w) in enumerate(sizes, 1)]
 
 
 def borders(stop: Stop, window: int) -> np.ndarray:

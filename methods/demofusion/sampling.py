@@ -95,6 +95,7 @@ class Job:
     steps: int
     device: Any = "cpu"
     eta: float = 0.0
+    ids: np.ndarray | None = None  # micro-conditioning float32 [6] of whole canvases; None = the final size, uncropped
     stage: Stage = NULL_STAGE
     on_step: "Callable[[int, int, Tensor], None] | None" = None  # (s, evaluation, latents)
     reorder: "Callable[[int], np.ndarray] | None" = None  # another order of V windows; for tests
@@ -135,7 +136,7 @@ def demofusion(job: Job, sizes: Sequence[Phase], image: Tensor | None = None) ->
     """
     z, final = image, (sizes[-1].height, sizes[-1].width)
     anchor = None if z is None else moments(z)
-    ids = time_ids(final, (0, 0), final)  # of the final canvas in every phase, as released
+    ids = time_ids(final, (0, 0), final) if job.ids is None else job.ids  # in every phase, as released
     for number, phase in enumerate(sizes):
         stepper = job.stepper(phase.scale)
         watch = job.watch(phase.scale, stepper)
