@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import hibench
 from hibench.board import Board

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from hibench import __version__
 from hibench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, HibenchError, SpecError, did_you_mean
 
 if TYPE_CHECKING:
+    from hibench.ray_engine import RayEngine
     from hibench.spec import Spec
 
 __all__ = ["app", "main"]
@@ -133,23 +134,31 @@ def run(
     device: Annotated[str | None, Option("--device", metavar=DEVICE, help="Instead of the file's.")] = None,
     progress: Annotated[str, Option("--progress", metavar="auto|plain|none", help="auto: a live bar on a terminal.")] = "auto",
     report: Annotated[bool, Option("--report/--no-report", help="Write tables and plots to OUT/report at the end.")] = True,
+    engine: Annotated[str, Option("--engine", metavar="local|ray", help="ray: on all machines of a Ray cluster.")] = "local",
+    address: Annotated[str | None, Option("--address", metavar="ADDRESS", help=(
+        "Of the Ray cluster, e.g. auto or ray://head:10001; without: one is started on this machine."))] = None,
 ) -> int:
     """Run the cells of a benchmark file that have no record yet; write records, tables and plots.
 
     \b
       hibench run benchmarks.yaml
       hibench run benchmarks.yaml --only steps --only ldm --set quality.images=200
+      hibench run benchmarks.yaml --engine ray --address auto
     """
     from hibench.cells import expand
 
     loaded, chosen, part = _load(spec, set_), _words(only), _shard(shard)
     _check_choice("--progress", progress, ("auto", "plain", "none"))
     _check_device(device or "auto")
+    _check_choice("--engine", engine, ("local", "ray"))
+    if address is not None and engine != "ray":
+        raise SpecError(f"--address {address}: only with --engine ray")
     from hibench.runner import run_spec
 
     plan = expand(loaded, chosen)
-    return run_spec(loaded, plan, out=out, only=chosen, dry_run=dry_run, fail_fast=fail_fast, retry=retry, shard=part,
-                    jobs=jobs, device=device, progress=progress, report=report)
+    with _engine(engine, address) as where:
+        return run_spec(loaded, plan, out=out, only=chosen, dry_run=dry_run, fail_fast=fail_fast, retry=retry, shard=part,
+                        jobs=jobs, device=device, progress=progress, report=report, engine=where)
 
 
 @app.command("list")
@@ -478,6 +487,15 @@ def _load(path: Path, overrides: list[str] | None) -> Spec:
     from hibench.spec import load_spec
 
     return load_spec(path, overrides or ())
+
+
+def _engine(name: str, address: str | None) -> AbstractContextManager[RayEngine | None]:
+    """The Ray engine, connected for the time of a `with`; None for the local one."""
+    if name == "local":
+        return nullcontext()
+    from hibench.ray_engine import RayEngine
+
+    return RayEngine(address)
 
 
 def _training(name: str) -> Callable[..., Any]:

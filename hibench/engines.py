@@ -64,7 +64,7 @@ def slots_of(engine: Engine) -> int:
 
 def hosts_of(engine: Engine) -> int:
     """How many speed jobs the engine runs at once, each alone on its machine."""
-    return int(getattr(engine, "hosts", 1))
+    return max(1, int(getattr(engine, "hosts", 1)))
 
 
 @dataclass
