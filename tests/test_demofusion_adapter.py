@@ -258,3 +258,11 @@ def test_a_pipeline_without_unet_is_refused(make: Any, pipe: Any, monkeypatch: p
     monkeypatch.setattr(pipe, "unet", None)
     with pytest.raises(AdapterError, match="has no unet"):
         make()
+
+
+@pytest.mark.parametrize("cls", [DemoFusion, MultiDiffusion])
+def test_a_pipeline_without_micro_conditioning_works_too(cls: type[DemoFusion]) -> None:
+    adapter = cls("random", {"config": "tiny-sd", "tiled_decode": False})
+    assert adapter.generate(SIZE, 1, steps=1).shape == (3, *SIZE)
+    adapter.close()
+    assert adapter.pipe is None

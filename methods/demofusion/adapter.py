@@ -183,7 +183,7 @@ class DemoFusion(DiffusersPipeline):
             steps,
             self.device,
             options["eta"],
-            stage,
+            stage=stage,
         )
 
     def _encoded(self, picture: "Tensor", resolution: Resolution, seeds: Sequence[int]) -> "Tensor":
