@@ -165,16 +165,18 @@ def run(
 @verb
 def list_(
     what: Annotated[str, Argument(metavar="WHAT", help=(
-        "methods, metrics, extractors, weights, references, sweeps or cells."))] = "methods",
+        "methods, metrics, extractors, weights, references, sweeps, cells or published."))] = "methods",
     spec: SpecFile = Path("benchmarks.yaml"),
     only: Only = None,
     set_: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Say what there is, and why something is not available.
 
     \b
       hibench list methods
       hibench list cells benchmarks.yaml --only steps
+      hibench list published --json
     """
     from hibench import listing
 
@@ -183,7 +185,8 @@ def list_(
     if what == "methods" and spec.is_file():
         with suppress(SpecError):                             # a spec that is being written does not hide the methods
             loaded = _load(spec, set_)
-    print(listing.table(listing.rows_of(what, loaded, _words(only))))
+    rows = listing.rows_of(what, loaded, _words(only))
+    print(listing.json_text(what, rows) if as_json else listing.table(rows))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from hibench.cells import Cell, Plan, expand
 from hibench.errors import HibenchError
 from hibench.spec import Spec
 
-__all__ = ["NEEDS_SPEC", "WHAT", "rows_of", "table"]
+__all__ = ["NEEDS_SPEC", "WHAT", "json_text", "rows_of", "table"]
 
-WHAT = ("methods", "metrics", "extractors", "weights", "references", "sweeps", "cells")
+WHAT = ("methods", "metrics", "extractors", "weights", "references", "sweeps", "cells", "published")
 NEEDS_SPEC = ("references", "sweeps", "cells")
 Rows = list[tuple[str, ...]]
 
@@ -25,6 +26,10 @@ def rows_of(what: str, spec: Spec | None = None, only: Sequence[str] = ()) -> Ro
         return _metrics()
     if what in ("extractors", "weights"):
         return _described(what)
+    if what == "published":
+        from hibench.published import load_published, published_rows
+
+        return published_rows(load_published())
     assert spec is not None
     if what == "references":
         return _references(spec)
@@ -36,6 +41,16 @@ def table(rows: Iterable[tuple[str, ...]]) -> str:
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def json_text(what: str, rows: Rows) -> str:
+    """The same as JSON: one object per row with the headings as keys; published numbers as numbers, with all their fields."""
+    if what == "published":
+        from hibench.published import as_json, load_published
+
+        return json.dumps(as_json(load_published()), indent=1, ensure_ascii=False)
+    heading, *rest = rows
+    return json.dumps([dict(zip((name.lower() for name in heading), row)) for row in rest], indent=1, ensure_ascii=False)
 
 
 def _methods() -> Rows:
