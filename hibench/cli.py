@@ -236,11 +236,14 @@ def report(
         "Only these; repeat for more. `--format csv` without --out prints one row per record."))] = None,
     history: Annotated[Path | None, Option("--history", metavar="FILE", help=(
         "Plot what `hibench check --history FILE` has collected, instead of DIR."))] = None,
+    html: Annotated[bool, Option("--html", help="Write one self-contained page instead, report.html.")] = False,
+    embed: Annotated[bool, Option("--embed", help="With --html: the images inside it, not beside it.")] = False,
 ) -> int:
     """Write tables (Markdown, CSV, LaTeX) and plots (PNG, PDF) from records.
 
     \b
       hibench report results --out tables
+      hibench report results --html
       hibench report results --format csv > records.csv
       hibench report --history history.jsonl --out plots
     """
@@ -253,6 +256,15 @@ def report(
     formats = _words(format_)
     from hibench import report as module
 
+    if embed and not html:
+        raise SpecError("--embed goes together with --html")
+    if html:
+        from hibench.page import write_page
+
+        page, *beside = write_page(results, results / "report" if out is None else out, embed=embed)
+        print(f"{page}: {page.stat().st_size / 2**20:.1f} MiB" + (f", {len(beside)} images beside it" if beside else ""))
+        if not formats:
+            return EXIT_OK
     for name in formats:
         _check_choice("--format", name, module.FORMATS)
     if formats == ["csv"] and out is None:

@@ -16,23 +16,29 @@ from hibench.measures import metric_of, once, quantity_of, x_of
 from hibench.pareto import pareto
 from hibench.steps_plot import quality_by_steps
 
-__all__ = ["draw_sweep", "write_plots"]
+__all__ = ["draw_sweep", "looks_of_sweeps", "write_plots"]
 
 
 def write_plots(sweeps: dict[str, list[Row]], results: Path, out: Path,
                 formats: Sequence[str] = ("png", "pdf")) -> Iterator[tuple[str, str, list[Path]]]:
     """Draw and save every plot that has data; yields (sweep, caption, paths)."""
-    looks = _looks(line for rows in sweeps.values() for line in pair(rows))
+    looks = looks_of_sweeps(sweeps)
     for name, rows in sweeps.items():
         for drawn in draw_sweep(name, rows, results, looks):
             yield name, drawn.caption, draw.save(drawn, out, formats)
+
+
+def looks_of_sweeps(sweeps: dict[str, list[Row]]) -> Looks:
+    """The look of every method, the same in the figures of all sweeps."""
+    return _looks(line for rows in sweeps.values() for line in pair(rows))
 
 
 def _looks(lines: Iterable[Line]) -> Looks:
     return draw.looks_of(line.method for line in lines if not line.role)
 
 
-def draw_sweep(name: str, rows: list[Row], results: Path, looks: Looks | None = None) -> Iterator[Drawn]:
+def draw_sweep(name: str, rows: list[Row], results: Path, looks: Looks | None = None, *,
+               samples: bool = True) -> Iterator[Drawn]:
     """All figures of one sweep, as far as it has the data for them; speed figures are drawn per machine."""
     import matplotlib
 
@@ -62,4 +68,5 @@ def draw_sweep(name: str, rows: list[Row], results: Path, looks: Looks | None = 
         metric = next((one for one in metrics if one.better in ("lower", "higher")), None)
         for machine, suffix, mine in per_machine if metric else ():
             yield from pareto(name, f"{stem}-pareto{suffix}", mine, metric, latency, looks, machine, quality)  # type: ignore[arg-type]
-    yield from sample_grid(name, f"{stem}-samples", quality, results)
+    if samples:
+        yield from sample_grid(name, f"{stem}-samples", quality, results)

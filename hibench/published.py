@@ -141,12 +141,12 @@ def _size_ok(value: Any) -> bool:
 
 def _number(entry: dict[str, Any], tree: dict[str, Any]) -> Published:
     size, source = entry.get("resolution"), tree["sources"][entry["source"]]
-    height, width = size if isinstance(size, list) else (size, size)
+    sides: list[Any] = size if isinstance(size, list) else [size]
     return Published(
         method=tree["method"], model=str(entry.get("model", tree["method"])), metric=str(entry["metric"]),
         value=float(entry["value"]), pm=None if "pm" not in entry else float(entry["pm"]),
         better=str(entry.get("better", "lower")), dataset=str(entry["dataset"]),
-        resolution=None if size is None else (height, width), steps=entry.get("steps"), sparsity=entry.get("sparsity"),
+        resolution=None if size is None else (sides[0], sides[-1]), steps=entry.get("steps"), sparsity=entry.get("sparsity"),
         protocol=str(tree["protocols"][entry["protocol"]]), source=str(source["cite"]), source_kind=str(source["kind"]),
         table=str(entry.get("table", "")), note=str(entry.get("note", "")))
 

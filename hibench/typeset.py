@@ -12,7 +12,7 @@ from hibench.columns import Column
 from hibench.lines import MINUS, NOTHING, Entry, Line, format_value, plain, resolution_text
 from hibench.tables import Table
 
-__all__ = ["escape_latex", "escape_markdown", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["arrow", "entry_text", "escape_latex", "escape_markdown", "label_columns", "to_csv", "to_latex", "to_markdown"]
 
 
 LATEX = {
@@ -23,7 +23,7 @@ LATEX = {
 }
 
 
-def _label_columns(table: Table) -> list[tuple[str, Callable[[Line], str]]]:
+def label_columns(table: Table) -> list[tuple[str, Callable[[Line], str]]]:
     """The columns on the left: only axes that the sweep varies, and the machine when there are several."""
     lines = table.lines
     labels: list[tuple[str, Callable[[Line], str]]] = [
@@ -42,11 +42,13 @@ def _label_columns(table: Table) -> list[tuple[str, Callable[[Line], str]]]:
     return labels
 
 
-def _arrow(column: Column) -> str:
+def arrow(column: Column) -> str:
+    """The direction in which a column is better, as a suffix of its title."""
     return {"lower": " ↓", "higher": " ↑"}.get(column.better, "")
 
 
-def _entry_text(column: Column, entry: Entry) -> str:
+def entry_text(column: Column, entry: Entry) -> str:
+    """A value in the column's unit with its half-width, or the word that stands in its place."""
     return entry.text if entry.value is None else format_value(entry.value, entry.pm, column.scale)
 
 
@@ -58,11 +60,11 @@ def escape_markdown(text: str) -> str:
 
 def to_markdown(table: Table, *, title: bool = True) -> str:
     """The table as GitHub Markdown: caption, rows, footnotes."""
-    labels = _label_columns(table)
+    labels = label_columns(table)
     head = [escape_markdown(name) for name, _ in labels]
     for column in table.columns:
         named = escape_markdown(column.title + (f"@{column.qualifier}" if column.qualifier else ""))
-        head.append(named + (f" ({column.unit})" if column.unit else "") + _arrow(column))
+        head.append(named + (f" ({column.unit})" if column.unit else "") + arrow(column))
     out = [f"**Table: sweep {escape_markdown(table.name)}.** {escape_markdown(table.caption)}", ""] if title else []
     out += ["| " + " | ".join(head) + " |", "|" + "---|" * len(labels) + "---:|" * len(table.columns)]
     for line in table.lines:
@@ -71,7 +73,7 @@ def to_markdown(table: Table, *, title: bool = True) -> str:
             fields = [f"*{text}*" for text in fields]
         for column in table.columns:
             entry = line.entries[column.field]
-            text = escape_markdown(_entry_text(column, entry))
+            text = escape_markdown(entry_text(column, entry))
             raised = f"<sup>{','.join(entry.notes)}</sup>" if entry.notes else ""
             fields.append((f"**{text}**" if entry.best else text) + raised)
         out.append("| " + " | ".join(fields) + " |")
@@ -87,11 +89,11 @@ def escape_latex(text: str) -> str:
 
 def to_latex(table: Table) -> str:
     """The table's core columns as a LaTeX `table*` (packages booktabs and, for the encoding, T1 fonts)."""
-    labels, columns = _label_columns(table), [column for column in table.columns if column.core]
+    labels, columns = label_columns(table), [column for column in table.columns if column.core]
     head = [escape_latex(name) for name, _ in labels]
     for column in columns:
         second = column.unit + (f" @{column.qualifier}" if column.qualifier else "")
-        title = escape_latex(column.title + _arrow(column))
+        title = escape_latex(column.title + arrow(column))
         head.append(rf"\shortstack{{{title}\\{{\scriptsize {escape_latex(second.strip())}}}}}" if second else title)
     caption = re.sub(r"2\\textasciicircum\{\}(\d+)", r"$2^{\1}$", escape_latex(f"Sweep {table.name}. {table.caption}"))
     label = re.sub(r"[^A-Za-z0-9]+", "-", table.name)
@@ -109,7 +111,7 @@ def to_latex(table: Table) -> str:
             fields = [rf"\textit{{{text}}}" for text in fields]
         for column in columns:
             entry = line.entries[column.field]
-            text = escape_latex(_entry_text(column, entry))
+            text = escape_latex(entry_text(column, entry))
             raised = rf"\textsuperscript{{{','.join(entry.notes)}}}" if entry.notes else ""
             fields.append((rf"\textbf{{{text}}}" if entry.best else text) + raised)
         out.append(" & ".join(fields) + r" \\")
