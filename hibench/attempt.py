@@ -231,8 +231,8 @@ def shards_of(task: Task) -> list[list[int]]:
 
 
 def split(shards: list[list[int]], parts: int) -> list[list[list[int]]]:
-    """Neighbouring shards in about `parts` groups of nearly equal size, none above MOST shards."""
-    groups = min(len(shards), max(parts, -(-len(shards) // MOST)))
+    """Neighbouring shards in `parts` groups of nearly equal size, or in a multiple of them where a group would exceed MOST."""
+    groups = min(len(shards), parts * -(-len(shards) // (MOST * parts)))
     edges = [len(shards) * group // groups for group in range(groups + 1)]
     return [shards[start:end] for start, end in pairwise(edges)]
 

@@ -185,7 +185,8 @@ def test_parts_hold_every_shard_once_and_are_of_nearly_equal_size(shards, parts)
     sizes = {len(group) for group in groups}
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= MOST
-    assert min(parts, shards) <= len(groups) <= max(parts, -(-shards // MOST))
+    assert min(parts, shards) <= len(groups) <= parts * -(-shards // (MOST * parts))
+    assert len(groups) % parts == 0 or len(groups) == shards   # whole rounds of parts
 
 
 def test_what_parts_have_made_joins_the_cell(tmp_path):
