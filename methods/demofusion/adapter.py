@@ -226,13 +226,6 @@ class DemoFusion(DiffusersPipeline):
         return train(Path(out), **options)
 
     @classmethod
-    def train(cls, out: Path, **options: Any) -> dict[str, Any]:
-        """Train the small base; see methods/demofusion/train.py."""
-        from methods.demofusion.train import train
-
-        return train(Path(out), **options)
-
-    @classmethod
     def golden(cls, case: Path) -> Iterable[Any]:
         """Recompute every output of one case folder of golden tensors."""
         from methods.demofusion.golden import golden
