@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = ["RayEngine"]
 
 TRIES = 3  # times that a job is given to a machine, when machines get lost
 SURVEY_S = 300.0  # how long a machine may take to say what it is
+REACH_S = 10.0  # how long the cluster's head may take to accept a connection
 KILLED = Exit(-signal.SIGKILL, False, 0.0)
 
 
@@ -37,19 +39,23 @@ def run_there(
     """The Ray task: the job in a process of its own, as the local engine runs it; inputs are fetched one at a time."""
     import ray
 
-    if threads or job["task"] == "speed":  # otherwise a CPU task keeps to the threads that Ray gives it
-        adopt_threads(threads)
-
     def fetch(ref: Any) -> Callable[[], bytes]:
         return lambda: bytes(ray.get(ref))
 
-    return do_job(job, [(name, fetch(ref)) for name, ref in inputs], timeout_s, command)
+    before = dict(os.environ)  # the Ray worker may go on to another job
+    if threads or job["task"] == "speed":  # otherwise a CPU task keeps to the threads that Ray gives it
+        adopt_threads(threads)
+    try:
+        return do_job(job, [(name, fetch(ref)) for name, ref in inputs], timeout_s, command)
+    finally:
+        adopt_threads(before)
 
 
 class RayEngine:
     """Runs jobs on a Ray cluster. No file system is shared: what a job needs and what it made travel by value.
 
     `address`: of a running cluster (`auto`, `ray://…`, `host:port`); None starts one on this machine for the time of the run.
+    Every job is a process of its own; the Ray worker around it ends with a job that had a GPU, else it takes the next one.
     `prepare` connects, and compares what is installed on every machine with what is installed here. A job whose machine or
     Ray worker is lost is given to another one, up to TRIES times. Ended by `close`, or as a context manager.
     """
@@ -76,6 +82,7 @@ class RayEngine:
         """Join the cluster, or start one; its machines."""
         ray = import_ray()
         if not ray.is_initialized():
+            _check_reachable(self.address)
             where = {} if self.address is None else {"address": self.address}
             quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False if not where else None}
             asked = {**where, **{name: value for name, value in quiet.items() if value is not None}, **self.init}
@@ -173,7 +180,7 @@ class RayEngine:
         try:
             options = self._demand if host is None else {**host.everything(), "scheduling_strategy": _pinned(host)}
             inputs = [(name, ray.put((out / name).read_bytes())) for name in inputs_of(asked, out)]
-            task = ray.remote(max_calls=1, max_retries=0)(run_there).options(**options)
+            task = ray.remote(max_calls=1 if options.get("num_gpus") else 0, max_retries=0)(run_there).options(**options)
             ref = task.remote(asked, inputs, timeout_s, self.threads, self.command)
             with self._lock:
                 self._running.add(ref)
@@ -243,6 +250,17 @@ def import_ray() -> Any:
     except ImportError as error:
         raise Unfit("--engine ray: Ray is not installed; get it with: pip install 'hibench[ray]'") from error
     return ray
+
+
+def _check_reachable(address: str | None) -> None:
+    """Unfit when nothing listens at `host:port` or `ray://host:port`: Ray tries for minutes, and then ends the process."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except OSError as error:
+        raise Unfit(f"no Ray cluster answers at {address} ({error.strerror or error}); look at `ray status` there") from error
 
 
 def _pinned(host: Host) -> Any:

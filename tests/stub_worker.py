@@ -35,7 +35,7 @@ def quality(job, options, out: Path) -> None:
             calls.write(f"{first}\n")
         seeds = np.arange(first, first + count)
         if first == options.get("stop_at") and not Path(options["marker"]).exists():
-            Path(options["marker"]).touch()
+            Path(options["marker"]).write_text(str(os.getpid()))
             if options["stop"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(300)
