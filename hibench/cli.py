@@ -232,18 +232,24 @@ def show(
 def report(
     results: Annotated[Path, Argument(metavar="DIR", help="What `hibench run --out` wrote.")] = Path("results"),
     out: Annotated[Path | None, Option("--out", help="Where to write; DIR/report if not given.")] = None,
-    format_: Annotated[list[str] | None, Option("--format", metavar="md|csv|tex|png|pdf", help=(
-        "Only these; repeat for more. `--format csv` without --out prints one row per record."))] = None,
+    format_: Annotated[list[str] | None, Option("--format", metavar="md|csv|tex|png|pdf|json|parquet|html", help=(
+        "Only these; repeat for more. `--format csv` or `json` without --out prints one row per record."))] = None,
     history: Annotated[Path | None, Option("--history", metavar="FILE", help=(
         "Plot what `hibench check --history FILE` has collected, instead of DIR."))] = None,
     html: Annotated[bool, Option("--html", help="Write one self-contained page instead, report.html.")] = False,
     embed: Annotated[bool, Option("--embed", help="With --html: the images inside it, not beside it.")] = False,
+    figures: Annotated[bool, Option("--figures", help="Write the figures that papers show instead (PDF, PNG, LaTeX).")] = False,
+    figure: Annotated[list[str] | None, Option("--figure", metavar="NAME", help="Only this one; repeat for more.")] = None,
+    compare_: Annotated[tuple[Path, Path] | None, Option("--compare", metavar="RUN_A RUN_B", help=(
+        "Two results directories side by side, as md, csv or json; not DIR."))] = None,
 ) -> int:
     """Write tables (Markdown, CSV, LaTeX) and plots (PNG, PDF) from records.
 
     \b
       hibench report results --out tables
       hibench report results --html
+      hibench report results --figures --out figures
+      hibench report --compare before after
       hibench report results --format csv > records.csv
       hibench report --history history.jsonl --out plots
     """
@@ -254,24 +260,37 @@ def report(
         print("\n".join(map(str, paths)))
         return EXIT_OK
     formats = _words(format_)
+    from hibench import export
     from hibench import report as module
 
+    for name in formats:
+        _check_choice("--format", name, (*module.FORMATS, *export.EXPORTS, "html"))
+    if compare_ is not None:
+        return _side_by_side(*compare_, formats or ["md"], out)
+    html = html or "html" in formats
     if embed and not html:
         raise SpecError("--embed goes together with --html")
+    if out is None and formats in (["csv"], ["json"]) and not (html or figures or figure):
+        sys.stdout.write(module.records_csv(results) if formats == ["csv"] else export.records_json(results))
+        return EXIT_OK
+    target = results / "report" if out is None else out
     if html:
         from hibench.page import write_page
 
-        page, *beside = write_page(results, results / "report" if out is None else out, embed=embed)
+        page, *beside = write_page(results, target, embed=embed)
         print(f"{page}: {page.stat().st_size / 2**20:.1f} MiB" + (f", {len(beside)} images beside it" if beside else ""))
-        if not formats:
-            return EXIT_OK
-    for name in formats:
-        _check_choice("--format", name, module.FORMATS)
-    if formats == ["csv"] and out is None:
-        sys.stdout.write(module.records_csv(results))
+    if figures or figure:
+        from hibench.figures import write_figures
+
+        drawn = write_figures(results, target / "figures" if out is None else out, _words(figure))
+        print(f"{drawn[0].parent}: {len(drawn)} files")
+    for name in export.EXPORTS:
+        if name in formats:
+            print(export.write_export(results, target / f"records.{name}", name))
+    chosen = [name for name in formats if name in module.FORMATS]
+    if not chosen and (formats or html or figures or figure):
         return EXIT_OK
-    target = results / "report" if out is None else out
-    paths = module.write_report(results, target, formats=formats or list(module.FORMATS))
+    paths = module.write_report(results, target, formats=chosen or list(module.FORMATS))
     print(f"{target}: {len(paths)} files" + (f", begin with {target / 'report.md'}" if target / "report.md" in paths else ""))
     return EXIT_OK
 
@@ -405,6 +424,11 @@ def train(
     stage: Annotated[str | None, Option("--stage", help="One stage only, where a method has several.")] = None,
     variant: Annotated[str | None, Option("--variant", metavar="NAME", help="Another model, e.g. of an ablation.")] = None,
     init: Annotated[str | None, Option("--init", metavar="METHOD|none", help="Start from its weights.")] = None,
+    config: Annotated[str | None, Option("--config", metavar="NAME", help="A published recipe, e.g. of ldm.")] = None,
+    data: Annotated[Path | None, Option("--data", metavar="FOLDER", help="Images for --config; not given: scenes.")] = None,
+    first_stage: Annotated[Path | None, Option("--first-stage", metavar="FILE", help="Autoencoder for --config.")] = None,
+    batch: Annotated[int | None, Option("--batch", min=1, help="Instead of the recipe's own.")] = None,
+    accumulate: Annotated[int | None, Option("--accumulate", min=1, help="Passes per step of --config.")] = None,
     resume: Annotated[bool, Option("--resume/--no-resume", help="Go on from a checkpoint in OUT.")] = True,
     max_seconds: Annotated[float | None, Option("--max-seconds", min=0, help="Stop then; a later call goes on.")] = None,
     device: Device = "auto",
@@ -415,17 +439,21 @@ def train(
       hibench train ldm --out runs/ldm
       hibench train infty-diff --variant 8x --out runs/8x
       hibench train scenes-clip --steps 100 --out runs/try
+      hibench train ldm --config ffhq256 --data ffhq --first-stage vq-f4.zip --accumulate 4
+      accelerate launch --no_python hibench train ldm --config cin256-v2 --data imagenet --first-stage vq-f4.zip
     """
     _check_device(device)
     function = _training(name)
     parameters = inspect.signature(function).parameters.values()
-    for word, value, lacks in (("variant", variant, "has no variants"), ("init", init, "always starts from nothing")):
+    for word, value, lacks in (("variant", variant, "has no variants"), ("init", init, "always starts from nothing"),
+                               ("config", config, "has no recipes")):
         if value is not None and not any(p.name == word or p.kind is p.VAR_KEYWORD for p in parameters):
             raise SpecError(f"--{word} {value}: {name} {lacks}")
     from hibench.job import resolve_device
 
-    target = out or Path("runs") / (name if variant is None else f"{name}-{variant}")
-    choices = {"steps": steps, "stage": stage, "variant": variant, "init": init, "max_seconds": max_seconds}
+    target = out or Path("runs") / "-".join(word for word in (name, variant, config) if word is not None)
+    choices = {"steps": steps, "stage": stage, "variant": variant, "init": init, "max_seconds": max_seconds, "config": config,
+               "data": data, "first_stage": first_stage, "batch": batch, "accumulate": accumulate}
     asked = {key: value for key, value in choices.items() if value is not None}
     function(target, device=resolve_device(device), resume=resume, **asked)
     print(f"{name}: weights in {target}")
@@ -511,6 +539,24 @@ def _engine(name: str, address: str | None) -> AbstractContextManager[RayEngine 
     from hibench.ray_engine import RayEngine
 
     return RayEngine(address)
+
+
+def _side_by_side(first: Path, second: Path, formats: list[str], out: Path | None) -> int:
+    """Print the comparison of two results directories, or write it into `out`."""
+    from hibench.side_by_side import COMPARE_FORMATS, compare_runs
+
+    for name in formats:
+        _check_choice("--format with --compare", name, tuple(COMPARE_FORMATS))
+    found = compare_runs(first, second)
+    for name in formats:
+        text = COMPARE_FORMATS[name](found, str(first), str(second))
+        if out is None:
+            sys.stdout.write(text)
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"compare.{name}").write_text(text, encoding="utf-8")
+            print(out / f"compare.{name}")
+    return EXIT_OK
 
 
 def _training(name: str) -> Callable[..., Any]:

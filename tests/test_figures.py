@@ -1,0 +1,223 @@
+"""figures: what papers show, laid out by files beside the methods, filled from records alone, missing where there are none."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import records
+
+from hibench import cli, draw, rows
+from hibench.errors import SpecError
+from hibench.figures import load_figures, pictures, write_figures
+from hibench.figures.catalogue import Cell, Line, read_figures
+from hibench.figures.pick import metric_of, pick
+from hibench.figures.table import fill, rows_behind, to_latex, to_markdown
+
+HEAD = "one:\n  kind: table\n  title: A title\n  after: A paper, Table 1\n"
+TABLE = HEAD + """  lines:
+    - {label: LDM, method: ldm}
+    - {label: 50 % & more, method: infd}
+    - {label: floor, method: real}
+    - {label: nobody, method: nobody}
+  columns:
+    - {metric: fid, resolution: 64}
+    - {metric: latency, resolution: 64}
+    - {metric: parameters}
+"""
+
+
+def table_of(tmp_path: Path, text: str, made: list[dict[str, Any]]) -> Any:
+    path = tmp_path / "figures.yaml"
+    path.write_text(text, encoding="utf-8")
+    return fill(read_figures(path)["one"], [rows.flatten(one) for one in made])
+
+
+def some(**more: Any) -> list[dict[str, Any]]:
+    return [records.record(method, kind, 64, **more) for method in ("ldm", "infd", "real") for kind in ("speed", "quality")]
+
+
+def test_the_figures_that_the_issue_names_are_there() -> None:
+    found = load_figures()
+    assert {f"infd-table-{number}" for number in range(1, 5)} <= set(found)
+    assert {"infd-scale-consistency", "infty-diff-quality", "infty-diff-sparsity", "infty-diff-steps",
+            "infty-diff-discretisation", "patch-dm-quality", "patch-dm-parameters", "patch-dm-ablation", "ldm-table-1",
+            "ldm-table-8", "ldm-speed-quality", "demofusion-table-1", "demofusion-ablation", "demofusion-comparison"
+            } <= set(found)
+    for figure in found.values():
+        assert figure.title
+        assert figure.after
+        assert figure.lines
+
+
+def test_a_table_takes_values_and_records_from_the_right_cells(tmp_path: Path) -> None:
+    made = some()
+    filled = table_of(tmp_path, TABLE, made)
+    ldm, infd, real, nobody = filled.values
+    fd = made[1]["quality"]["values"]["fd@scenes-clip"]
+    assert (ldm[0].value, ldm[0].row["id"]) == (fd["value"], made[1]["id"])
+    assert ldm[0].pm == pytest.approx(fd["pm"])
+    assert ldm[1].value == pytest.approx(0.42)
+    assert ldm[2].value == pytest.approx(2.8)
+    assert filled.heads[0] == ("FD ↓", "@scenes-clip 64²")          # honest: not FID
+    assert nobody[0].reason == "no record of nobody at 64²"
+    assert real[2].reason == "the record has no parameters"
+    assert (0, 0) in filled.best                                    # ldm, not the floor, which is lower
+    assert (2, 0) not in filled.best
+    assert {row["id"] for row in rows_behind(filled)} >= {made[0]["id"], made[1]["id"]}
+    assert infd[0].value > ldm[0].value
+
+
+def test_failures_and_absent_metrics_say_why(tmp_path: Path) -> None:
+    made = [records.record("ldm", "speed", 64, status="oom"), records.record("ldm", "quality", 64)]
+    made[1]["quality"]["values"] = {}
+    made[1]["quality"]["missing"] = {"fid": "too few images"}
+    text = to_markdown(table_of(tmp_path, TABLE, made))
+    assert "oom: in denoise: CUDA out of memory" in text
+    assert "too few images" in text
+    assert text.count("no record of infd") == 2
+
+
+def test_best_needs_the_same_protocol(tmp_path: Path) -> None:
+    made = some()
+    assert (0, 0) in table_of(tmp_path, TABLE, made).best
+    made[1]["quality"]["values"]["fd@scenes-clip"]["n"] = 64
+    assert not {place for place in table_of(tmp_path, TABLE, made).best if place[1] == 0}
+
+
+def test_latex_is_escaped_and_balanced_and_states_its_protocol(tmp_path: Path) -> None:
+    text = to_latex(table_of(tmp_path, TABLE, some()))
+    assert r"50 \% \& more" in text
+    assert text.count("{") == text.count("}")
+    assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1
+    body = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert {len(re.split(r"(?<!\\)&", line)) for line in body} == {4}
+    for part in ("Steps: 50.", "n = 128 images; extractor scenes-clip; reference scenes.", "Speed on Example CPU",
+                 "laid out after A paper, Table 1"):
+        assert part in text
+
+
+def test_options_sparsity_and_names_choose_the_record() -> None:
+    made = [rows.flatten(one) for one in (
+        records.record("patch-dm", "quality", 64, options={"collage": "pixel"}), records.record("patch-dm", "quality", 64),
+        records.record("infty-diff", "quality", 128, 50, 0.75), records.record("infty-diff", "quality", 128, 50, 0.0))]
+    pixel, default, thin, dense = made
+
+    def found(method: str, **at: Any) -> str | None:
+        row = pick(made, Line("", method, Cell()), "fd@scenes-clip", Cell(**at)).row
+        return None if row is None else str(row["id"])
+
+    assert found("patch-dm", options=(("collage", ("pixel",)),)) == pixel["id"]
+    assert found("patch-dm", options=(("collage", ("feature", None)),)) == default["id"]
+    assert found("infty-diff", sparsity=0.75) == thin["id"]
+    assert found("infty-diff") == dense["id"]
+    assert found("infty-diff", resolution=(64, 64)) is None
+    assert metric_of(made, "fid") == "fd@scenes-clip"
+    assert metric_of(made, "pfid@32") == "pfid@32"
+
+
+@pytest.mark.parametrize(("text", "problem"), [
+    ("one: {kind: tabel}\n", "'kind' must be one of table, plot, strip, zoom, not 'tabel'"),
+    (HEAD + "  lines: []\n", "'columns' is missing"),
+    (HEAD + "  lines: [{label: a}]\n  columns: []\n", "lines 1: 'method' is missing"),
+    (HEAD + "  lines: []\n  columns: [{metric: fid, resolutoin: 64}]\n",
+     "unknown key 'resolutoin'; did you mean 'resolution'?"),
+    ("one: {kind: plot, title: a, after: b, lines: [], x: time, y: fid}\n", "'x' must be one of"),
+    ("- 1\n", "is no mapping"),
+])
+def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "figures.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError) as error:
+        read_figures(path)
+    assert problem in str(error.value)
+
+
+DRAWN = """
+strip:
+  kind: strip
+  title: A strip
+  after: a paper
+  lines: [{label: "∞-Diff", method: infty-diff}, {label: real, method: real}]
+  resolutions: [32, 64]
+zoom:
+  kind: zoom
+  title: Insets
+  after: a paper
+  lines: [{label: "∞-Diff", method: infty-diff}, {label: nobody, method: nobody}]
+  resolution: 64
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = [records.record("infty-diff", "quality", 64, steps) for steps in (10, 25)]
+    made += [records.record("real", "quality", 64, None), records.record("ldm", "quality", 64)]
+    made += [records.record("infty-diff", "speed", 128, 25, sparsity) for sparsity in (0.0, 0.75)]
+    return records.write(tmp_path_factory.mktemp("results"), made, samples=1)
+
+
+def test_pictures_are_drawn_and_what_is_missing_is_drawn_as_missing(results: Path, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "figures.yaml").write_text(DRAWN, encoding="utf-8")
+    figures = read_figures(tmp_path / "figures.yaml")
+    written = write_figures(results, tmp_path, figures=figures)
+    assert [path.name for path in written] == [f"{name}.{kind}" for name in ("strip", "zoom") for kind in ("pdf", "png", "tex")]
+    for name in ("strip", "zoom"):
+        tex = (tmp_path / f"{name}.tex").read_text(encoding="utf-8")
+        assert rf"{{{name}.pdf}}" in tex
+        assert "n = 128 images" in tex
+        assert "Seed 0." in tex
+        with Image.open(tmp_path / f"{name}.png") as opened:
+            pixels = np.asarray(opened.convert("RGB")).astype(int)
+        assert np.any(np.all(pixels == 240, axis=-1))     # the grey field of what has no record
+        assert np.any(pixels.max(axis=-1) - pixels.min(axis=-1) > 60)      # and the colours of what has one
+
+
+def test_an_inset_is_native_pixels_enlarged_twice(results: Path, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "figures.yaml").write_text(DRAWN, encoding="utf-8")
+    drawn, behind = pictures.zoom(read_figures(tmp_path / "figures.yaml")["zoom"], rows.load_rows(results)[0], results)
+    draw.save(drawn, tmp_path, ["png"])
+    folder = results / "cells" / behind[0]["id"][:2] / behind[0]["id"]
+    with Image.open(tmp_path / "zoom.png") as opened, Image.open(folder / "samples" / "0.png") as sample:
+        shown, pixels = np.asarray(opened.convert("RGB")), np.asarray(sample.convert("RGB"))
+    twice = pixels.repeat(2, axis=0).repeat(2, axis=1)
+    columns = np.lib.stride_tricks.sliding_window_view(shown[:, :, 0], twice.shape[:2])
+    matches = np.argwhere(columns[:, :, 0, 0] == twice[0, 0, 0])
+    assert any(np.array_equal(columns[y, x], twice[:, :, 0]) for y, x in matches)
+
+
+def test_a_plot_has_a_curve_per_line_and_names_what_is_missing(results: Path) -> None:
+    figure = load_figures()["infty-diff-steps"]
+    drawn, behind = pictures.plot(figure, rows.load_rows(results)[0])
+    assert [row["steps"] for row in behind] == [25, 10]
+    (axes,) = drawn.figure.axes
+    (curve,) = axes.containers
+    assert list(curve[0].get_xdata()) == [10, 25]
+    assert "128 px: no record of infty-diff at 128², s = 0" in " ".join(drawn.figure.get_suptitle().split())
+
+
+def test_the_command_writes_tables_from_the_records_alone(results: Path, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["--figure", "infty-diff-sparsity", "--figure", "ldm-table-1"]
+    assert cli.main(["report", str(results), *names, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: 6 files\n"
+    with (tmp_path / "infty-diff-sparsity.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [bool(row["value"]) for row in found if row["column"].startswith("Latency")] == [True, False, True, False]
+    assert next(row["reason"] for row in found if row["line"] == "2x") == "no record of infty-diff at 128², s = 0.5"
+    assert cli.main(["report", str(results), "--figure", "ldm-table-2"]) == 2
+    code = ("import sys; from pathlib import Path; from hibench.figures import write_figures; "
+            "write_figures(Path(sys.argv[1]), Path(sys.argv[2]), ['ldm-table-1']); print('torch' in sys.modules)")
+    ran = subprocess.run([sys.executable, "-c", code, str(results), str(tmp_path)], text=True, capture_output=True, check=True)
+    assert ran.stdout == "False\n"
