@@ -10,6 +10,7 @@ from hibench import fits, tables, typeset
 from hibench.columns import metric_names
 from hibench.errors import SpecError, did_you_mean
 from hibench.lines import NOTHING, Row, number, resolution_text, settings_text
+from hibench.published import CAVEAT, published_of, published_rows
 from hibench.rows import load_rows, sweep_rows
 from hibench.typeset import escape_markdown
 
@@ -126,9 +127,22 @@ def _index(rows: list[Row], problems: list[str], made: dict[str, tables.Table],
             why = escape_markdown(row["reason"] or missing)
             text.append(f"| {escape_markdown(row['key'])} | {row['status']} | {why} | `{row['id']}` |")
         text.append("")
+    text += _published(rows)
     if problems:
         text += ["## Records that cannot be read", "", *(f"- {escape_markdown(problem)}" for problem in problems), ""]
     return "\n".join([*text, *_environment(rows)]).rstrip() + "\n"
+
+
+def _published(rows: list[Row]) -> list[str]:
+    """What papers publish about the methods of these records, folded away in a table of its own."""
+    numbers = published_of({str(row["adapter"]) for row in rows})
+    if not numbers:
+        return []
+    heading, *lines = published_rows(numbers)
+    text = ["## Published numbers", "", CAVEAT, "", f"<details><summary>{len(lines)} numbers</summary>", "",
+            "| " + " | ".join(name.capitalize() for name in heading) + " |", "|" + "---|" * len(heading)]
+    text += ["| " + " | ".join(map(escape_markdown, line)) + " |" for line in lines]
+    return [*text, "", "</details>", ""]
 
 
 def _provenance(table: tables.Table) -> list[str]:

@@ -477,7 +477,8 @@ def test_report_shows_tables_plots_provenance_failures_and_environment(results: 
         assert made["id"] in text
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (tmp_path / link).is_file(), link
-    for part in ("# Benchmark report", "## resolution", "## Cells without a full result", "## Environment", "0123456789abcdef"):
+    for part in ("# Benchmark report", "## resolution", "## Cells without a full result", "## Environment", "0123456789abcdef",
+                 "## Published numbers", "| LDM-4 | fid ↓ | 5.11 | CelebA-HQ |"):
         assert part in text
     assert "8 records: 7 ok, 1 oom" in text
 
