@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, to_uint8
-from hibench.errors import AdapterError, MissingWeights, SpecError
+from hibench.errors import AdapterError, MissingWeights
 from methods.diffusion.schedules import check_steps
 from methods.ldm.configs import MODELS, model_params
 from methods.ldm.diffusers_format import is_pipeline, load_pipeline, pipeline_params
 from methods.ldm.options import complete_options
+from methods.ldm.variants import folder_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,13 +34,14 @@ class LDM(Batched):
 
     weights: "reference" (trained on scenes at 64 px) | "random" (with options: config) | a path: a CompVis `model.ckpt` or a
     zip of one, with its config.yaml beside it or options: config; a diffusers pipeline folder; or a folder with
-    first_stage.safetensors, unet.safetensors and config.json.
+    first_stage.safetensors, unet.safetensors and config.json, or that folder's conditional one of options: variant.
     """
 
     name: ClassVar[str] = "ldm"
     axes: ClassVar[frozenset[str]] = frozenset({"resolution", "steps"})
     default_steps: ClassVar[int] = 50
     licence: ClassVar[str] = "MIT"
+    tasks: ClassVar[tuple[str, ...]] = ("super-resolution", "inpainting")
 
     def __init__(self, weights: str = "reference", options: dict[str, Any] | None = None, device: str = "cpu",
                  dtype: str = "float32") -> None:
@@ -52,7 +54,14 @@ class LDM(Batched):
     @property
     def path(self) -> Path:
         """Where the weights are (meaningless for random ones)."""
-        return REFERENCE if self.weights == "reference" else Path(self.weights).expanduser()
+        base = REFERENCE if self.weights == "reference" else Path(self.weights).expanduser()
+        return folder_of(base, self.options["variant"])
+
+    @property
+    def recipe(self) -> str:
+        """The command that trains these reference weights."""
+        variant = self.options["variant"]
+        return f"hibench train ldm {'' if variant is None else f'--variant {variant} '}--out {self.path}"
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -63,7 +72,7 @@ class LDM(Batched):
             return model_params("ffhq256")
         if not self.path.exists():
             if self.weights == "reference":
-                raise MissingWeights(f"ldm: no weights at {self.path}; get them with: hibench train ldm --out {REFERENCE}")
+                raise MissingWeights(f"ldm: no weights at {self.path}; get them with: {self.recipe}")
             raise MissingWeights(f"ldm: no weights at {self.path}; give the path of a model.ckpt, or use weights: random")
         if is_pipeline(self.path):
             return pipeline_params(self.path)
@@ -116,7 +125,7 @@ class LDM(Batched):
         else:
             folder = self.path.is_dir() and not (self.path / "model.ckpt").exists() and not is_pipeline(self.path)
             if self.weights == "reference" or folder:
-                self._need("unet.safetensors", "first_stage.safetensors")
+                self._need()
             model = empty_model(self.params, self.device, dtype)
             if is_pipeline(self.path):
                 self.loaded = load_pipeline(model, self.path)
@@ -129,10 +138,13 @@ class LDM(Batched):
         self.model = model.requires_grad_(False).to(memory_format=torch.channels_last)
         self._plans = {}
 
-    def _need(self, *names: str) -> None:
-        for name in names:
-            if not (self.path / name).exists():
-                raise MissingWeights(f"ldm: {self.path / name} is missing; get it with: hibench train ldm --out {self.path}")
+    def _need(self) -> None:
+        from methods.ldm.checkpoint import folder_file
+
+        for name in ("unet", "first_stage"):
+            file = folder_file(self.path, name)
+            if not file.exists():
+                raise MissingWeights(f"ldm: {file} is missing; get it with: {self.recipe}")
 
     def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
                        prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> "Tensor":
@@ -151,7 +163,10 @@ class LDM(Batched):
             context = null = None
             if self.model.cond_stage_model is not None:
                 with stage("encode"):
-                    context, null = self._context(seeds)
+                    from methods.ldm.classes import class_context
+
+                    null_class = self.params.get("unconditional_class")
+                    context, null = class_context(self.model, seeds, self.options, null_class, self.device)
             with stage("denoise"):
                 z = self._denoise(resolution, seeds, plan, context, null, stage)
             with stage("decode"):
@@ -169,27 +184,6 @@ class LDM(Batched):
             self._plans[steps] = make_plan(self.model, steps, self.options["sampler"], self.options["eta"],
                                            self.options["compat"] == "official", self.device)
         return self._plans[steps]
-
-    def _context(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Context [B, 1, D] of the classes (the seed picks one that is not given), and that of no class under guidance."""
-        import torch
-
-        assert self.model is not None
-        embedder = self.model.cond_stage_model
-        assert embedder is not None
-        classes = embedder.embedding.num_embeddings
-        chosen, null = self.options["class"], self.options["null_class"]
-        null = self.params.get("unconditional_class") if null is None else null
-        for word, value in (("class", chosen), ("null_class", null)):
-            if value is not None and not 0 <= value < classes:
-                raise SpecError(f"ldm: option {word}: {value} is not one of the model's {classes} classes (0 to {classes - 1})")
-        names = [c for c in range(classes) if c != null]
-        labels = torch.tensor([names[seed % len(names)] if chosen is None else chosen for seed in seeds], device=self.device)
-        if self.options["guidance"] == 1.0:
-            return embedder(labels), None
-        if null is None:
-            raise SpecError("ldm: guidance needs a model that was trained with a class for 'none'; name it: null_class")
-        return embedder(labels), embedder(torch.full_like(labels, null))
 
     def _denoise(self, resolution: Resolution, seeds: Sequence[int], plan: Plan, context: Tensor | None, null: Tensor | None,
                  stage: Stage) -> Tensor:
@@ -251,6 +245,13 @@ class LDM(Batched):
             z = self.model.encode((images.to(self.device).float() / 127.5 - 1).to(dtype))
             return self._decode(z, (height, width))
 
+    def run_task(self, task: str, resolution: Resolution, seeds: Sequence[int], *,
+                 steps: int | None = None) -> "list[tuple[str, Tensor]]":
+        """Rows (label, uint8 [B, 3, h, w]) of one of `tasks`, by the variant of that name, with its PSNR, SSIM and distance."""
+        from methods.ldm.tasks import run_task
+
+        return run_task(self, task, resolution, seeds, self.default_steps if steps is None else steps)
+
     def close(self) -> None:
         """Free the network."""
         self.model = None
@@ -260,8 +261,10 @@ class LDM(Batched):
         """SHA-256 of the weight files, or of the configuration's name and content for random weights; needs no load()."""
         if self.weights == "random":
             return hashlib.sha256(f"random {json.dumps(self.params, sort_keys=True)}".encode()).hexdigest()
+        from methods.ldm.checkpoint import weight_files
+
         digest = hashlib.sha256()
-        for file in sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]:
+        for file in weight_files(self.path):
             if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt", ".bin"):
                 digest.update(file.read_bytes())
         digest.update(json.dumps(self.params, sort_keys=True).encode())

@@ -19,8 +19,8 @@ from hibench.errors import AdapterError, MissingWeights
 from methods.ldm.model import LatentDiffusion
 from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 
-__all__ = ["Loaded", "ema_names", "fill", "find_config", "load_checkpoint", "load_first_stage", "load_folder", "read_config",
-           "read_state_dict", "unflatten_ema"]
+__all__ = ["Loaded", "ema_names", "fill", "find_config", "folder_file", "load_checkpoint", "load_first_stage", "load_folder",
+           "read_config", "read_state_dict", "unflatten_ema", "weight_files"]
 
 # Buffers and training-only parts of official checkpoints that sampling does not need.
 IGNORED = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights", "logvar", "model_ema.",
@@ -174,11 +174,28 @@ def load_folder(model: LatentDiffusion, folder: Path) -> Loaded:
     count = 0
     for name, module in parts:
         if module is not None:
-            path = folder / f"{name}.safetensors"
+            path = folder_file(folder, name)
             state = read_state_dict(path)
             fill(module, state, str(path))
             count += len(state)
     return Loaded(count, 0, True, model.scale_factor)
+
+
+def folder_file(folder: Path, name: str) -> Path:
+    """One part in hibench's own layout: NAME.safetensors; a variant's folder may leave the first stage to the one above."""
+    path = folder / f"{name}.safetensors"
+    shared = folder.parent / path.name
+    return shared if name == "first_stage" and not path.exists() and shared.exists() else path
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that weights at this path consist of, in a fixed order: of a checkpoint, a pipeline or hibench's own layout."""
+    if not path.is_dir():
+        return [path]
+    if not (path / "unet.safetensors").exists():
+        return sorted(path.rglob("*"))
+    parts = [folder_file(path, name) for name in ("cond", "first_stage", "unet")]
+    return [part for part in parts if part.exists()]
 
 
 def find_config(path: Path) -> dict[str, Any] | None:

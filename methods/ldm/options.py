@@ -6,11 +6,13 @@ from typing import Any
 
 from hibench.errors import SpecError, did_you_mean
 from methods.ldm.configs import model_params
+from methods.ldm.variants import check_variant
 
 __all__ = ["OPTIONS", "complete_options"]
 
 OPTIONS: dict[str, Any] = {                         # option: default
     "config": None,                                 # a published configuration by name; None = what lies beside the weights
+    "variant": None,                                # "class", "super-resolution", "inpainting": that network of the folder
     "eta": 0.0,                                     # 0: deterministic DDIM; 1: DDPM's variance
     "sampler": "ddim",                              # "ddim", "ddpm" (ancestral), "dpm++2m" (DPM-Solver++(2M))
     "compat": None,                                 # "official": do as the paper's code with counts that do not divide 1000
@@ -45,6 +47,10 @@ def complete_options(given: dict[str, Any], weights: str) -> dict[str, Any]:
             raise SpecError(f"ldm: option {key}: {options[key]!r} is not the number of a class")
     if type(options["ema"]) is not bool:
         raise SpecError(f"ldm: option ema: {options['ema']!r} is not true or false")
+    if options["variant"] is not None:
+        check_variant(options["variant"])
+        if weights == "random":
+            raise SpecError("ldm: option variant names trained weights; for random ones name the network: config")
     if options["config"] is not None:
         if weights == "reference":
             raise SpecError("ldm: weights: reference has its own configuration; drop options: config, or use weights: random")

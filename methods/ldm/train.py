@@ -85,13 +85,35 @@ def train(
     resume: bool = True,
     max_seconds: float | None = None,
     init: str = "none",
+    variant: str | None = None,
+    config: str | None = None,
+    data: Path | None = None,
+    first_stage: Path | None = None,
+    batch: int | None = None,
+    accumulate: int = 1,
     **_: Any,
 ) -> dict[str, Any]:
     """Train one stage, or both in turn; writes the *.safetensors, config.json and training-*.json to `out`.
 
+    `variant` (class, super-resolution, inpainting) trains that conditional network from the shipped weights instead.
+    `config` trains a published configuration by its recipe (methods/ldm/recipes.py): on `data`, after `first_stage`.
     `init="reference"` takes the shipped first stage and starts from the shipped U-Net, whose training it continues.
     `steps` replaces the stage's own number. A stage stopped by `max_seconds` or Ctrl-C goes on at the next call.
     """
+    if config is not None:
+        from methods.ldm.recipes import train_config
+
+        if stage is not None or init != "none" or variant is not None:
+            raise SpecError(f"train ldm: config {config} has one stage, from nothing: drop --stage, --init, --variant")
+        return train_config(out, config, data=data, first_stage=first_stage, steps=steps, batch=batch, accumulate=accumulate,
+                            images=images, device=device, resume=resume, max_seconds=max_seconds)
+    if variant is not None:
+        from methods.ldm.train_variant import train_variant
+
+        if stage is not None or init != "none":
+            raise SpecError(f"train ldm: variant {variant} trains in one stage from the shipped weights: drop --stage, --init")
+        own = None if images == IMAGES else images
+        return train_variant(out, variant, steps=steps, images=own, device=device, resume=resume, max_seconds=max_seconds)
     if stage not in (None, *STAGES):
         raise SpecError(f"train ldm: stage '{stage}' is not known; it is one of: {', '.join(STAGES)}")
     if init not in INITS:
