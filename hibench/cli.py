@@ -440,7 +440,7 @@ def train(
       hibench train infty-diff --variant 8x --out runs/8x
       hibench train scenes-clip --steps 100 --out runs/try
       hibench train ldm --config ffhq256 --data ffhq --first-stage vq-f4.zip --accumulate 4
-      accelerate launch --no_python hibench train ldm --config cin256-v2 --data imagenet --first-stage vq-f4.zip
+      torchrun --no-python --nproc_per_node 8 hibench train ldm --config cin256-v2 --data imagenet --first-stage vq-f4.zip
     """
     _check_device(device)
     function = _training(name)

@@ -80,7 +80,7 @@ def run_recipe(out: Path, name: str, params: dict[str, Any], recipe: Recipe, *, 
     step = _stepper(accelerator, wrapped, learner, optimizer, ema, pictures, recipe, each, accumulate, null)
     stem = f"ldm-{name}"
     accelerator.wait_for_everyone()
-    folder = share_checkpoint(out, stem, accelerator.process_index) if resume else out
+    folder = share_checkpoint(out, stem, accelerator.process_index)     # also without resuming: one file each
     assert recipe.steps is not None
     result = training.fit(stem, step, {"learner": learner, "ema": ema, "optimizer": optimizer}, steps=recipe.steps, out=folder,
                           resume=resume, max_seconds=max_seconds)
