@@ -127,7 +127,7 @@ def train_config(out: Path, name: str, *, data: Path | None = None, first_stage:
     """Train the U-Net (and class embedding) of a published configuration as published; `out` is then weights for `ldm`.
 
     data: a folder of images; None = scenes. first_stage: a published or own first-stage file. None = the recipe's own steps
-    and batch. The batch of a step is shared by the processes of `torchrun` (or accelerate) and by `accumulate` passes in each; what is
+    and batch. The batch of a step is shared by the processes of `torchrun` and by `accumulate` passes in each; what is
     learned depends on none of the two. Raises SpecError for a batch that cannot be shared so, MissingWeights.
     """
     from methods.ldm.recipe_loop import run_recipe
