@@ -130,7 +130,8 @@ def run(
     fail_fast: Annotated[bool, Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     retry: Annotated[bool, Option("--retry", help="Run cells again that failed before.")] = False,
     shard: Annotated[str | None, Option("--shard", metavar="I/N", help="The I-th (from 1) of N parts of the cells.")] = None,
-    jobs: Annotated[int, Option("--jobs", min=1, help="Quality cells at the same time; speed cells run alone.")] = 1,
+    jobs: Annotated[int | None, Option("--jobs", min=1, help=(
+        "Quality cells at the same time; not given: one per core on a CPU, else one. Speed cells run alone."))] = None,
     device: Annotated[str | None, Option("--device", metavar=DEVICE, help="Instead of the file's.")] = None,
     progress: Annotated[str, Option("--progress", metavar="auto|plain|none", help="auto: a live bar on a terminal.")] = "auto",
     report: Annotated[bool, Option("--report/--no-report", help="Write tables and plots to OUT/report at the end.")] = True,

@@ -73,6 +73,7 @@ class LocalEngine:
 
     command: Sequence[str] = WORKER
     grace_s: float = GRACE_S
+    threads: int | None = None                                 # of a worker, where the user's environment says nothing
     _running: set[int] = field(default_factory=set)            # process groups
     _stopped: bool = False
 
@@ -90,7 +91,7 @@ class LocalEngine:
             with Sampler(gpu) as sampler:
                 started = time.monotonic()
                 process = subprocess.Popen([*self.command, str(job)], stdin=subprocess.DEVNULL, stdout=output,
-                                           stderr=subprocess.STDOUT, start_new_session=True)
+                                           stderr=subprocess.STDOUT, start_new_session=True, env=self._environment())
                 waiter = threading.Thread(target=process.wait, name=f"wait-{process.pid}", daemon=True)
                 try:
                     self._running.add(process.pid)
@@ -102,6 +103,12 @@ class LocalEngine:
                     self._running.discard(process.pid)
                 wall_s = time.monotonic() - started
         return Exit(process.returncode, timed_out, wall_s, sampler.trace if gpu is not None else None)
+
+    def _environment(self) -> dict[str, str] | None:
+        """A worker's environment; None = this process's own."""
+        if self.threads is None:
+            return None
+        return {"OMP_NUM_THREADS": str(self.threads), **os.environ}
 
     def _wait(self, waiter: threading.Thread, timeout_s: float | None, tick: Callable[[], None] | None) -> bool:
         """Sleep until the process ends; False when the time is over before."""

@@ -48,7 +48,7 @@ def fits(rows: Iterable[Row], limits_gib: Sequence[float] = LIMITS_GIB) -> list[
 
 
 def _on_gpu(row: Row) -> bool:
-    return (row["_env"].get("hardware") or {}).get("kind") == "cuda"
+    return bool((row["_env"].get("hardware") or {}).get("gpus"))
 
 
 def _largest(rows: list[Row], limit_bytes: float) -> str:

@@ -20,6 +20,7 @@ from hibench.attempt import COOL_DOWN_S, most_processes, processes_of
 from hibench.board import Board, Options, Stop
 from hibench.cells import Plan
 from hibench.engines import Engine, LocalEngine, hosts_of, kill_orphans, slots_of
+from hibench.env import affinity_cores
 from hibench.errors import EXIT_INTERRUPTED, Unfit
 from hibench.prepare import Task, Verdict, prepare, shard_of
 from hibench.progress import Progress
@@ -34,13 +35,14 @@ DISK_BYTES = 100 * 2**20                                       # free space belo
 
 
 def run_spec(spec: Spec, plan: Plan, *, out: str | Path, only: Sequence[str] | None = None, dry_run: bool = False,
-             fail_fast: bool = False, retry: bool = False, shard: tuple[int, int] | None = None, jobs: int = 1,
+             fail_fast: bool = False, retry: bool = False, shard: tuple[int, int] | None = None, jobs: int | None = 1,
              device: str | None = None, progress: bool | str = "auto", infer_oom: bool = True, report: bool = True,
              engine: Engine | None = None, cache: Path | None = None, cool_down_s: float = COOL_DOWN_S) -> int:
     """Measure every cell of `plan` that has no record in `out` yet; returns the exit code.
 
     0: every cell is ok or skipped. 3: some cell is not, or no cell was measured at all. 130: interrupted; run again to resume.
-    `shard` (i, n): only part i of n. `progress`: "auto" (a live line on a terminal), "plain", "none". `report`: write tables
+    `shard` (i, n): only part i of n. `jobs`: quality cells side by side; None: on a CPU one per core (at most 4), which share
+    the cores, on a GPU one. `progress`: "auto" (a live line on a terminal), "plain", "none". `report`: write tables
     and plots to out/report when something is new. Raises UnknownMethod, SpecError and Unfit before the first cell, and
     HibenchError where results cannot be written.
     """
@@ -48,7 +50,7 @@ def run_spec(spec: Spec, plan: Plan, *, out: str | Path, only: Sequence[str] | N
     env, tasks = _prepared(engine, plan, device)
     tasks = shard_of(tasks, shard)
     shown = Progress(len(tasks), silent=progress in (False, "none"), live=None if progress in (True, "auto") else False)
-    options = Options(fail_fast, retry, infer_oom, max(1, jobs), cool_down_s, cache)
+    options = Options(fail_fast, retry, infer_oom, max(1, jobs or _jobs(env)), cool_down_s, cache)
     run = Run(tasks, Store(out), env, options, shown, engine)
     if dry_run:
         return account.dry_run(run)
@@ -69,6 +71,11 @@ def run_spec(spec: Spec, plan: Plan, *, out: str | Path, only: Sequence[str] | N
         if report and code != EXIT_INTERRUPTED and (changed or not (run.store.root / "report").is_dir()):
             _report(run.store.root, shown)
     return code
+
+
+def _jobs(env: dict[str, Any]) -> int:
+    """Quality cells side by side, where nobody says how many."""
+    return 1 if env["hardware"]["gpus"] else min(4, affinity_cores())
 
 
 def _prepared(engine: Engine, plan: Plan, device: str | None) -> tuple[dict[str, Any], list[Task]]:
@@ -166,7 +173,13 @@ class Run(Board):
         slots = slots_of(self.engine)
         width = max(self.options.jobs, slots)
         wanted = 1 if slots == 1 else ceil(2 * slots / max(1, min(len(tasks), width)))       # parts of a cell
-        self._close_all(tasks, lambda task: self.attempt(task).quality(wanted), width)
+        if isinstance(self.engine, LocalEngine) and width > 1 and not self.env["hardware"]["gpus"]:
+            self.engine.threads = max(1, affinity_cores() // width)
+        try:
+            self._close_all(tasks, lambda task: self.attempt(task).quality(wanted), width)
+        finally:
+            if isinstance(self.engine, LocalEngine):
+                self.engine.threads = None
 
     def _close_all(self, tasks: list[Task], work: Callable[[Task], Verdict | dict[str, Any]], width: int) -> None:
         with closing(self._side_by_side(tasks, work, width)) as outcomes:

@@ -180,7 +180,8 @@ def test_run(run, fake, tmp_path):
     assert spec.timing.images == 7
     assert [cell.key for cell in plan] == ["toy/speed/32x32/steps=2"]
     assert more == {"out": tmp_path, "only": ["smoke", "speed", "toy"], "dry_run": True, "fail_fast": True, "retry": True,
-                    "shard": (2, 3), "jobs": 4, "device": "cuda:1", "progress": "plain", "report": False}
+                    "shard": (2, 3), "jobs": 4, "engine": None, "device": "cuda:1", "progress": "plain",
+                    "report": False}
 
 
 def test_run_without_options(run, fake, tmp_path, monkeypatch):
@@ -191,7 +192,7 @@ def test_run_without_options(run, fake, tmp_path, monkeypatch):
     [((_, plan), more)] = calls
     assert [cell.key for cell in plan] == ["toy/speed/32x32/steps=2", "toy/quality/32x32/steps=2"]
     assert more == {"out": Path("results"), "only": [], "dry_run": False, "fail_fast": False, "retry": False,
-                    "shard": None, "jobs": 1, "device": None, "progress": "auto", "report": True}
+                    "shard": None, "jobs": None, "engine": None, "device": None, "progress": "auto", "report": True}
 
 
 def test_show(run, fake):

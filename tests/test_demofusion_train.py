@@ -122,7 +122,8 @@ def test_training_resumes_as_if_undisturbed_and_writes_a_pipeline(tmp_path, monk
     pipe = load(str(once))
     cond = encode(pipe, ["a small red star at the top on blue water"])
     assert cond.prompt.shape == (1, base.TOKENS, 128)
-    assert cond.pooled is not None and cond.pooled.shape == (1, 64)
+    assert cond.pooled is not None
+    assert cond.pooled.shape == (1, 64)
 
 
 def test_the_text_is_encoded_in_training_as_the_pipeline_encodes_it(tmp_path):
