@@ -45,6 +45,17 @@ def gone(pid: int, within_s: float = 3.0) -> bool:
     return False
 
 
+@pytest.mark.parametrize(("mine", "expected"), [(None, "3"), ("7", "7")])
+def test_workers_side_by_side_get_their_share_of_threads_unless_the_user_says_otherwise(tmp_path, monkeypatch, mine, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if mine:
+        monkeypatch.setenv("OMP_NUM_THREADS", mine)
+    job, log = tmp_path / "job-x.json", tmp_path / "log.txt"
+    job.write_text(json.dumps({"code": "print('threads', os.environ['OMP_NUM_THREADS'])", "parent": worker_identity()}))
+    LocalEngine((sys.executable, "-c", SCRIPT), threads=3).run(job, log, timeout_s=20.0)
+    assert f"threads {expected}" in log.read_text()
+
+
 def test_output_goes_to_the_log_and_is_appended(tmp_path):
     end, log = run(tmp_path, "print('out'); print('err', file=sys.stderr)")
     assert (end.returncode, end.timed_out, end.trace) == (0, False, None)
