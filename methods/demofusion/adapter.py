@@ -13,7 +13,6 @@ from methods.demofusion.phases import Phase, phases
 from methods.diffusers_pipeline.adapter import DiffusersPipeline
 from methods.diffusers_pipeline.loading import load
 from methods.diffusers_pipeline.options import LOADING
-from methods.diffusers_pipeline.text import default_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,14 +123,7 @@ class DemoFusion(DiffusersPipeline):
     ) -> "Tensor":
         import torch
 
-        if self.pipe is None:
-            self.load()
-        reason = self.supports({"height": resolution[0], "width": resolution[1], "steps": steps, "sparsity": sparsity})
-        if reason:
-            raise AdapterError(f"{self.name}: {reason}")
-        prompts = default_prompts(seeds) if prompts is None else prompts
-        if len(prompts) != len(seeds):
-            raise AdapterError(f"{self.name}: {len(seeds)} seeds but {len(prompts)} prompts; give one prompt per seed")
+        prompts = self._ready(resolution, seeds, steps, sparsity, prompts)
         with torch.inference_mode():
             with stage("encode"):
                 job = self._job(seeds, prompts, steps or self.default_steps, stage)

@@ -19,7 +19,7 @@ from hibench.references.scene_cache import TRAINING_SEED, rendered, say
 from methods.demofusion.base import NATIVE, SCHEDULER, TOKENS, autoencoder, text_encoders, unet, write_pipeline, write_tokenizer
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import per_sample, q_sample, velocity
+from methods.diffusion.losses import per_sample, q_sample, truncated_weight, velocity
 
 __all__ = ["Examples", "conditioning", "examples", "train"]
 
@@ -71,8 +71,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=_O["rate"], weight_decay=0.01, fused=True)
     betas = schedules.sqrt_linear_betas(SCHEDULER["beta_start"], SCHEDULER["beta_end"], SCHEDULER["num_train_timesteps"])
     cumprod = torch.from_numpy(schedules.alphas_cumprod(betas)).float().to(device)
-    snr = cumprod / (1 - cumprod)
-    weight = (snr + 1).clamp(max=6.0) / (snr + 1)
+    weight = truncated_weight(cumprod)
     empty = _tokenize(out, [""])
 
     def step(k: int) -> dict[str, Tensor]:

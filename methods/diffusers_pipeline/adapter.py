@@ -102,6 +102,13 @@ class DiffusersPipeline(Batched):
         """Images uint8 [B, 3, H, W] on the device; image i depends on seeds[i] and prompts[i] alone."""
         from methods.diffusers_pipeline.calling import arguments, run
 
+        prompts = self._ready(resolution, seeds, steps, sparsity, prompts)
+        call = arguments(self.pipe, self.options, prompts, resolution, seeds, steps or self.default_steps)
+        return run(self.pipe, call, stage).to(self.device)
+
+    def _ready(self, resolution: Resolution, seeds: Sequence[int], steps: int | None, sparsity: float,
+               prompts: Sequence[str] | None) -> Sequence[str]:
+        """Load what is not loaded, refuse what is not supported (AdapterError), and give the prompts: one per seed."""
         if self.pipe is None:
             self.load()
         reason = self.supports({"height": resolution[0], "width": resolution[1], "steps": steps, "sparsity": sparsity})
@@ -110,8 +117,7 @@ class DiffusersPipeline(Batched):
         prompts = default_prompts(seeds) if prompts is None else prompts
         if len(prompts) != len(seeds):
             raise AdapterError(f"{self.name}: {len(seeds)} seeds but {len(prompts)} prompts; give one prompt per seed")
-        call = arguments(self.pipe, self.options, prompts, resolution, seeds, steps or self.default_steps)
-        return run(self.pipe, call, stage).to(self.device)
+        return prompts
 
     @staticmethod
     def captions(seeds: Sequence[int]) -> list[str]:

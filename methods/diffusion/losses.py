@@ -13,7 +13,7 @@ from torch import Tensor
 
 from methods.diffusion.schedules import alphas_cumprod as cumprod
 
-__all__ = ["EpsLoss", "eps_loss", "per_sample", "q_sample", "velocity", "vlb_weights"]
+__all__ = ["EpsLoss", "eps_loss", "per_sample", "q_sample", "truncated_weight", "velocity", "vlb_weights"]
 
 
 class EpsLoss(NamedTuple):
@@ -34,6 +34,12 @@ def q_sample(z: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Ten
 def velocity(z: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """v = sqrt(ab_t) noise - sqrt(1 - ab_t) z (arXiv 2202.00512, appendix D), for t int64 [B]."""
     return q_sample(noise, t, -z, alphas_cumprod)
+
+
+def truncated_weight(alphas_cumprod: Tensor) -> Tensor:
+    """Of the error of v at each timestep, [T]: min(SNR + 1, 6) / (SNR + 1) (after Hang et al. 2023)."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return (snr + 1).clamp(max=6.0) / (snr + 1)
 
 
 def vlb_weights(betas: NDArray[np.float64]) -> NDArray[np.float64]:

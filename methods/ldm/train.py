@@ -20,7 +20,7 @@ from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered, say
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import per_sample, q_sample, velocity
+from methods.diffusion.losses import per_sample, q_sample, truncated_weight, velocity
 from methods.ldm.adapter import REFERENCE
 from methods.nn.autoencoder import VQModel
 from methods.nn.discriminator import NLayerDiscriminator, adaptive_weight, gradient_l1, hinge_loss
@@ -286,8 +286,7 @@ def _train_unet(
     optimizer = torch.optim.AdamW(unet.parameters(), lr=o["rate"])
     betas = schedules.sqrt_linear_betas(config["linear_start"], config["linear_end"], config["timesteps"])
     cumprod = torch.from_numpy(schedules.alphas_cumprod(betas)).float().to(device)
-    snr = cumprod / (1 - cumprod)
-    weight = (snr + 1).clamp(max=6.0) / (snr + 1)
+    weight = truncated_weight(cumprod)
 
     def step(k: int) -> dict[str, Tensor]:
         draw = training.step_generator(k)

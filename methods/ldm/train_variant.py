@@ -16,7 +16,7 @@ from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import per_sample, q_sample, velocity
+from methods.diffusion.losses import per_sample, q_sample, truncated_weight, velocity
 from methods.ldm.adapter import REFERENCE
 from methods.ldm.checkpoint import load_folder
 from methods.ldm.model import ClassEmbedder, LatentDiffusion, empty_model
@@ -74,8 +74,7 @@ def _fit(network: nn.ModuleDict, pool: Pool, config: dict[str, Any], variant: st
     ema, optimizer = EMA(network, decay=EMA_DECAY), torch.optim.AdamW(network.parameters(), lr=plan.rate)
     betas = schedules.sqrt_linear_betas(config["linear_start"], config["linear_end"], config["timesteps"])
     cumprod = torch.from_numpy(schedules.alphas_cumprod(betas)).float().to(device)
-    snr = cumprod / (1 - cumprod)
-    weight = (snr + 1).clamp(max=6.0) / (snr + 1)
+    weight = truncated_weight(cumprod)
 
     def step(k: int) -> dict[str, Tensor]:
         draw, index = training.step_generator(k, seed=2), training.batch_seeds(k, plan.batch, images, seed=2)
