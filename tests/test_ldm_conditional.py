@@ -266,7 +266,7 @@ def test_ldm_sr_enlarges_what_the_ldm_makes(trained: Path, monkeypatch) -> None:
     nearest = torch.nn.Upsample(scale_factor=4)
     monkeypatch.setattr(method, "_enlarge", lambda low, *_: nearest(low))
     repeated = method.generate((256, 256), 2, steps=2)
-    assert torch.equal(repeated[:, ::4, ::4], base[1])              # the low-resolution image is the LDM's
+    assert (repeated[:, ::4, ::4].int() - base[1].int()).abs().max() <= 2      # the LDM's own image, here in a batch of one
     assert method.parameters() > LDM(str(trained)).parameters() * 1.9
     assert method.weights_digest() != method.base.weights_digest()
 
