@@ -424,7 +424,7 @@ def train(
     steps: Annotated[int | None, Option("--steps", min=1, help="Instead of the method's own number.")] = None,
     stage: Annotated[str | None, Option("--stage", help="One stage only, where a method has several.")] = None,
     variant: Annotated[str | None, Option("--variant", metavar="NAME", help="Another model, e.g. of an ablation.")] = None,
-    init: Annotated[str | None, Option("--init", metavar="METHOD|none", help="Start from its weights.")] = None,
+    init: Annotated[str | None, Option("--init", metavar="METHOD|none", help="Start from its weights; patch-dm: a folder.")] = None,
     config: Annotated[str | None, Option("--config", metavar="NAME", help="A published recipe, e.g. of ldm.")] = None,
     data: Annotated[Path | None, Option("--data", metavar="FOLDER", help="Images for --config; not given: scenes.")] = None,
     first_stage: Annotated[Path | None, Option("--first-stage", metavar="FILE", help="Autoencoder for --config.")] = None,

@@ -226,11 +226,11 @@ class PatchDM(Batched):
 
     @classmethod
     def train(cls, out: Path, *, stage: str | None = None, variant: str = "main", steps: int | None = None,
-              device: str = "cpu", resume: bool = True, max_seconds: float | None = None) -> dict[str, Any]:
+              init: str | None = None, device: str = "cpu", resume: bool = True, max_seconds: float | None = None) -> dict[str, Any]:
         """Train the reference weights, or a row of the ablation; see methods/patch_dm/train.py."""
         from methods.patch_dm.train import train
 
-        return train(Path(out), stage=stage, variant=variant, steps=steps, device=device, resume=resume,
+        return train(Path(out), stage=stage, variant=variant, steps=steps, init=init, device=device, resume=resume,
                      max_seconds=max_seconds)
 
     @classmethod

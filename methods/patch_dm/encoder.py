@@ -19,15 +19,17 @@ __all__ = ["CodeTable", "SemanticEncoder"]
 class SemanticEncoder(nn.Module):
     """Images [B, 3, H, W] in [-1, 1] to codes [B, D] (BeatGANsEncoderModel; the downward half of a U-Net that knows no time).
 
-    `attention_resolutions` are compared with a counter that starts at `image_size`. `input_size` (ours; None = as they come) is
-    the height of the images it reads: larger ones are averaged down to it first.
+    `attention_resolutions` are compared with a counter that starts at `image_size`. Ours are `input_size`, the
+    height of the images it reads (larger ones are averaged down to it first; None = as they come), and `pool_size`: the code is
+    a linear map of the last feature map averaged to that many rows and columns. The official mean of all of it (1) keeps little
+    of where things are unless training is very long.
     """
 
     def __init__(self, image_size: int = 256, in_channels: int = 3, model_channels: int = 64, out_channels: int = 512,
                  num_res_blocks: int = 2, attention_resolutions: Sequence[int] = (16,), dropout: float = 0.0,
                  channel_mult: Sequence[int] = (1, 2, 4, 8, 8), num_heads: int = 1, num_head_channels: int = -1,
                  resblock_updown: bool = True, conv_resample: bool = True, use_new_attention_order: bool = False,
-                 input_size: int | None = None, norm_groups: int = 32) -> None:
+                 input_size: int | None = None, pool_size: int = 1, norm_groups: int = 32) -> None:
         super().__init__()
         self.input_size = input_size
 
@@ -52,8 +54,8 @@ class SemanticEncoder(nn.Module):
                 counter //= 2
         self.middle_block = Block(ResBlock(ch, ch, dropout=dropout, groups=norm_groups), attend(ch),
                                   ResBlock(ch, ch, dropout=dropout, groups=norm_groups))
-        self.out = nn.Sequential(norm(ch, norm_groups), nn.SiLU(), nn.AdaptiveAvgPool2d((1, 1)), nn.Conv2d(ch, out_channels, 1),
-                                 nn.Flatten())
+        self.out = nn.Sequential(norm(ch, norm_groups), nn.SiLU(), nn.AdaptiveAvgPool2d(pool_size),
+                                 nn.Conv2d(ch, out_channels, pool_size), nn.Flatten())
 
     def features(self, images: Tensor) -> Tensor:
         """The last feature map [B, C, h, w]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from methods.ldm.checkpoint import fill
 from methods.patch_dm.encoder import CodeTable
 from methods.patch_dm.model import PatchDM, build, diffusion_alphas_cumprod
 from methods.patch_dm.prior import LatentPrior, prior_alphas_cumprod
-from methods.patch_dm.variants import VARIANTS, Variant
+from methods.patch_dm.variants import REFERENCE, VARIANTS, Variant
 from methods.patch_dm.window import cut, noised, predict, window_losses
 
 __all__ = ["CONFIG", "STAGES", "train", "variant_config", "window_loss"]
 
 STAGES = ("unet", "prior")
 IMAGES, RESOLUTION, PATCH, CODE = 25_000, 64, 16, 128
-CONFIG: dict[str, Any] = {  # official field names; `input_size` is ours: the semantic encoder reads the image at 32 px
+CONFIG: dict[str, Any] = {  # official field names; ours: `input_size` (the semantic encoder reads the image at 32 px) and `pool_size`
     "patch_size": PATCH,
     "img_size": RESOLUTION,
     "cfg": True,
@@ -70,12 +71,14 @@ CONFIG: dict[str, Any] = {  # official field names; `input_size` is ours: the se
         "resblock_updown": True,
         "dropout": 0.0,
         "input_size": 32,
+        "pool_size": 4,
         "norm_groups": 8,
     },
 }
 
 
-_UNET: dict[str, Any] = {"batch": 8, "rate": 1e-3, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5}
+_UNET: dict[str, Any] = {"batch": 8, "rate": 1e-3, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5,
+                         "coarse": 4.0}
 _PRIOR: dict[str, Any] = {"batch": 256, "rate": 1e-3, "weight_decay": 0.01}
 
 
@@ -85,6 +88,7 @@ def train(
     stage: str | None = None,
     variant: str = "main",
     steps: int | None = None,
+    init: str | None = None,
     images: int = IMAGES,
     device: str = "cpu",
     resume: bool = True,
@@ -93,8 +97,8 @@ def train(
     """Train one stage of a variant, or both in turn.
 
     Writes to `out` unet.safetensors (with the semantic encoder or the table of codes), prior.safetensors (with the statistics
-    of codes), config.json and training-*.json. `steps` replaces the stage's own number. A stage stopped by `max_seconds` or
-    Ctrl-C goes on next time.
+    of codes), config.json and training-*.json. `steps` replaces the stage's own number. `init` ("reference" or a folder) starts
+    the U-Net from the weights there that fit by name and shape. A stage stopped by `max_seconds` or Ctrl-C goes on next time.
     """
     if stage not in (None, *STAGES):
         raise SpecError(f"train patch-dm: stage '{stage}' is not known; it is one of: {', '.join(STAGES)}")
@@ -102,7 +106,7 @@ def train(
         raise SpecError(f"train patch-dm: no variant '{variant}'{did_you_mean(variant, VARIANTS)}; there are: "
                         f"{', '.join(VARIANTS)} (the collage of pixels samples with the weights of 'none')")
     out.mkdir(parents=True, exist_ok=True)
-    stages = {"unet": _train_unet, "prior": _train_prior}
+    stages = {"unet": partial(_train_unet, init=init), "prior": _train_prior}
     if not VARIANTS[variant].code:
         if stage == "prior":
             raise SpecError(f"train patch-dm: variant '{variant}' has no code and so no prior; leave out stage")
@@ -176,13 +180,14 @@ def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant
         position = (kept[1] >= _UNET["drop_position"]).float() if dropout else torch.ones(batch, device=device)
         prediction = predict(model.unet, noised(window, t, noise, cumprod), t, code, window.where, PATCH,
                              position if variant.position else torch.zeros_like(position), shift=variant.collage)
-    shift, noshift = window_losses(prediction, velocity(window.x, t, noise, cumprod), window.mask)
+    shift, noshift = window_losses(prediction, velocity(window.x, t, noise, cumprod), window.mask, _UNET["coarse"])
     losses = {"noshift": (weight[t] * noshift).mean()}
     return losses | {"shift": (weight[t] * shift).mean()} if variant.collage else losses
 
 
 def _train_unet(
-    out: Path, name: str, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None
+    out: Path, name: str, steps: int | None, images: int, device: str, resume: bool, max_seconds: float | None,
+    init: str | None = None,
 ) -> dict[str, Any]:
     """Denoising of windows, semantic encoder and U-Net together; the moving average of both is what ships.
 
@@ -197,6 +202,7 @@ def _train_unet(
     model = build(variant_config(name, images), prior=False)
     if isinstance(model.unet.encoder, CodeTable):
         model.unet.encoder.semantic_enc.weight.data.copy_(_clip_features(data, device))
+    started = _start_from(model.unet, init)
     model.unet.to(device).train()
     decay = min(0.999, 1 - 5 / steps) if steps > 5 else 0.0
     ema = EMA(model.unet, decay=decay)
@@ -224,9 +230,22 @@ def _train_unet(
     (out / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
     training.write_training_json(
         out / "training-unet.json", result, device=device, batch=o["batch"], data=_data(images), variant=name, ema=decay,
-        parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], target="v",
+        parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], target="v", coarse=o["coarse"], init=started,
         held_out=None if variant.table else _held_out(model, variant, cumprod, weight, device))
     return result
+
+
+def _start_from(unet: nn.Module, init: str | None) -> str | None:
+    """Take over what fits by name and shape from a folder's unet.safetensors; says how much that was."""
+    if init is None:
+        return None
+    path = (REFERENCE if init == "reference" else Path(init)) / "unet.safetensors"
+    if not path.exists():
+        raise MissingWeights(f"train patch-dm: init: no U-Net at {path}; name a folder that holds unet.safetensors, or reference")
+    own, other = unet.state_dict(), load_file(path)
+    fits = {k: v.float() for k, v in other.items() if k in own and own[k].shape == v.shape}
+    unet.load_state_dict(fits, strict=False)
+    return f"{len(fits)} of {len(own)} tensors from {'the reference' if init == 'reference' else path}"
 
 
 def _clip_features(data: Any, device: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from methods.diffusion.losses import q_sample
@@ -76,16 +77,21 @@ def predict(unet: PatchUNet, x: Tensor, t: Tensor, cond: Tensor, where: Tensor, 
     return Prediction(eps[:, 4] if shift else None, from_patches(eps[:, :4].flatten(0, 1), GRID))
 
 
-def window_losses(prediction: Prediction, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def window_losses(prediction: Prediction, target: Tensor, mask: Tensor, coarse: float = 0.0) -> tuple[Tensor, Tensor]:
     """Squared errors per image, [B] each: of the tile, and of the patches, where zeros outside the image count in the mean.
 
-    target: the noise (official) or v of the window, [B, 3, 2p, 2p].
+    target: the noise (official) or v of the window, [B, 3, 2p, 2p]. `coarse` (official: 0) times the squared error of means over
+    4 x 4 pixels is added: the same prediction is best, but patches agree on their colours much earlier in training.
     """
-    noshift = ((prediction.noshift - target).square() * mask).flatten(1).mean(1)
+    def loss(error: Tensor) -> Tensor:
+        total = error.square().flatten(1).mean(1)
+        return total + coarse * F.avg_pool2d(error, 4).square().flatten(1).mean(1) if coarse else total
+
+    noshift = loss((prediction.noshift - target) * mask)
     if prediction.shift is None:
         return torch.zeros_like(noshift), noshift
     quarter = target.shape[2] // 4
-    return (prediction.shift - target[:, :, quarter:-quarter, quarter:-quarter]).square().flatten(1).mean(1), noshift
+    return loss(prediction.shift - target[:, :, quarter:-quarter, quarter:-quarter]), noshift
 
 
 def noised(window: Window, t: Tensor, noise: Tensor, cumprod: Tensor) -> Tensor:
