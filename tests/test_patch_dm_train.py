@@ -14,6 +14,7 @@ from hibench.errors import MissingWeights, SpecError
 from hibench.references import scenes
 from methods.patch_dm import PatchDM, options, train, variants, window
 from methods.patch_dm.collage import pad_half, to_patches
+from methods.patch_dm.encoder import SemanticEncoder
 from methods.patch_dm.model import build, diffusion_alphas_cumprod
 from methods.patch_dm.variants import VARIANTS
 
@@ -81,6 +82,27 @@ def test_losses_count_zeros_outside_the_image() -> None:
     assert [loss.item() for loss in both] == [4.0, 0.5]
     alone = window.window_losses(window.Prediction(None, torch.ones(1, 3, 32, 32)), target, mask)
     assert [loss.item() for loss in alone] == [0.0, 0.5]
+
+
+def test_a_coarse_error_counts_more_than_a_fine_one() -> None:
+    target, mask = torch.zeros(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
+    fine = torch.ones(1, 3, 32, 32)
+    fine[..., ::2] = -1                                             # no 4 x 4 mean sees it
+    for error, losses in ((fine, [1.0, 1.0]), (torch.ones(1, 3, 32, 32), [5.0, 5.0])):
+        prediction = window.Prediction(error[:, :, 8:-8, 8:-8], error)
+        assert [loss.item() for loss in window.window_losses(prediction, target, mask, coarse=4.0)] == losses
+
+
+def test_a_pooled_code_keeps_layout() -> None:
+    half = torch.zeros(1, 3, 32, 32)
+    half[..., :16] = 1
+    codes = {}
+    for pool in (1, 4):
+        torch.manual_seed(0)
+        encoder = SemanticEncoder(16, 3, 8, 6, 1, (), channel_mult=(1, 2), norm_groups=4, pool_size=pool)
+        with torch.no_grad():
+            codes[pool] = encoder(half) - encoder(half.flip(3))
+    assert codes[4].abs().mean() > 4 * codes[1].abs().mean()
 
 
 @pytest.mark.parametrize("name", ["main", "none"])
@@ -181,6 +203,19 @@ def test_a_resumed_training_equals_an_undisturbed_one(quick: Path, stage: str) -
     train.train(parts, stage=stage, steps=4, images=16)
     whole, resumed = (load_file(folder / f"{stage}.safetensors") for folder in (quick, parts))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_training_can_start_from_other_weights(quick: Path) -> None:
+    train.train(quick, stage="unet", steps=1, images=8)
+    before = load_file(quick / "unet.safetensors")
+    after = quick.parent / "after"
+    train.train(after, stage="unet", variant="no-code", steps=1, init=str(quick), images=8)
+    state = load_file(after / "unet.safetensors")
+    assert all((state[k].float() - before[k].float()).abs().max() < 5e-3 for k in state)     # one step of Adam moves 1e-3
+    said = json.loads((after / "training-unet.json").read_text())["init"]
+    assert said == f"{len(state)} of {len(state)} tensors from {quick}/unet.safetensors"
+    with pytest.raises(MissingWeights, match="init: no U-Net at"):
+        train.train(after, stage="unet", init=str(quick.parent), images=8)
 
 
 def test_what_cannot_be_trained_is_said_at_once(tmp_path: Path) -> None:

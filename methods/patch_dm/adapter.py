@@ -226,7 +226,8 @@ class PatchDM(Batched):
 
     @classmethod
     def train(cls, out: Path, *, stage: str | None = None, variant: str = "main", steps: int | None = None,
-              init: str | None = None, device: str = "cpu", resume: bool = True, max_seconds: float | None = None) -> dict[str, Any]:
+              init: str | None = None, device: str = "cpu", resume: bool = True,
+              max_seconds: float | None = None) -> dict[str, Any]:
         """Train the reference weights, or a row of the ablation; see methods/patch_dm/train.py."""
         from methods.patch_dm.train import train
 

@@ -28,7 +28,7 @@ __all__ = ["CONFIG", "STAGES", "train", "variant_config", "window_loss"]
 
 STAGES = ("unet", "prior")
 IMAGES, RESOLUTION, PATCH, CODE = 25_000, 64, 16, 128
-CONFIG: dict[str, Any] = {  # official field names; ours: `input_size` (the semantic encoder reads the image at 32 px) and `pool_size`
+CONFIG: dict[str, Any] = {  # official field names; ours: `input_size` and `pool_size`, see SemanticEncoder
     "patch_size": PATCH,
     "img_size": RESOLUTION,
     "cfg": True,
@@ -230,7 +230,8 @@ def _train_unet(
     (out / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
     training.write_training_json(
         out / "training-unet.json", result, device=device, batch=o["batch"], data=_data(images), variant=name, ema=decay,
-        parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], target="v", coarse=o["coarse"], init=started,
+        parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], target="v",
+        coarse=o["coarse"], init=started,
         held_out=None if variant.table else _held_out(model, variant, cumprod, weight, device))
     return result
 
@@ -241,7 +242,7 @@ def _start_from(unet: nn.Module, init: str | None) -> str | None:
         return None
     path = (REFERENCE if init == "reference" else Path(init)) / "unet.safetensors"
     if not path.exists():
-        raise MissingWeights(f"train patch-dm: init: no U-Net at {path}; name a folder that holds unet.safetensors, or reference")
+        raise MissingWeights(f"train patch-dm: init: no U-Net at {path}; name a folder that holds one, or reference")
     own, other = unet.state_dict(), load_file(path)
     fits = {k: v.float() for k, v in other.items() if k in own and own[k].shape == v.shape}
     unet.load_state_dict(fits, strict=False)

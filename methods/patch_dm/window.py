@@ -80,8 +80,8 @@ def predict(unet: PatchUNet, x: Tensor, t: Tensor, cond: Tensor, where: Tensor, 
 def window_losses(prediction: Prediction, target: Tensor, mask: Tensor, coarse: float = 0.0) -> tuple[Tensor, Tensor]:
     """Squared errors per image, [B] each: of the tile, and of the patches, where zeros outside the image count in the mean.
 
-    target: the noise (official) or v of the window, [B, 3, 2p, 2p]. `coarse` (official: 0) times the squared error of means over
-    4 x 4 pixels is added: the same prediction is best, but patches agree on their colours much earlier in training.
+    target: the noise (official) or v of the window, [B, 3, 2p, 2p]. `coarse` (official: 0) times the squared error of means
+    over 4 x 4 pixels is added: the same prediction is best, but patches agree on their colours much earlier in training.
     """
     def loss(error: Tensor) -> Tensor:
         total = error.square().flatten(1).mean(1)
