@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
-__all__ = ["NULL_STAGE", "STAGES", "Adapter", "Batched", "Resolution", "Stage", "seeded_noise", "to_uint8"]
+__all__ = ["NULL_STAGE", "STAGES", "Adapter", "Batched", "Resolution", "Stage", "from_uint8", "seeded_noise", "to_uint8"]
 
 Resolution = tuple[int, int]  # (height, width) in pixels
 STAGES = ("encode", "denoise", "decode")
@@ -132,3 +133,12 @@ def to_uint8(images: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: "torch.Tensor | NDArray[np.uint8]", device: "str | torch.device | None" = None) -> "torch.Tensor":
+    """uint8 images of any shape to float32 in [-1, 1], on `device` (None: where they are); an array, also one mapped from
+    disk, is copied."""
+    import torch
+
+    tensor = images if isinstance(images, torch.Tensor) else torch.tensor(images)
+    return (tensor if device is None else tensor.to(device)).float() / 127.5 - 1

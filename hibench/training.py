@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +17,19 @@ from hibench.errors import HibenchError, SpecError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Stateful", "autocast", "batch_seeds", "cosine_rate", "fit", "set_rate", "step_generator", "write_training_json"]
+__all__ = [
+    "Averaged",
+    "Stateful",
+    "autocast",
+    "batch_seeds",
+    "cosine_rate",
+    "descend",
+    "fit",
+    "half_state",
+    "set_rate",
+    "step_generator",
+    "write_training_json",
+]
 
 _CHECKPOINT_EVERY_S = 120.0
 _REPORT_EVERY_S = 20.0
@@ -29,6 +41,12 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Averaged(Protocol):
+    """Anything that follows the weights step by step: an EMA."""
+
+    def update(self) -> None: ...
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
@@ -43,6 +61,33 @@ def set_rate(optimizer: "torch.optim.Optimizer", rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def descend(
+    loss: "torch.Tensor",
+    optimizer: "torch.optim.Optimizer",
+    clipped: Iterable["torch.nn.Module"] = (),
+    averages: Iterable[Averaged] = (),
+) -> None:
+    """One optimiser step down a scalar loss.
+
+    Gradients left from before are dropped. Of each module in `clipped` the norm of its gradients is limited to 1, each by
+    itself; then the optimiser steps, and every moving average takes the new weights.
+    """
+    import torch
+
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    for module in clipped:
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    for average in averages:
+        average.update()
+
+
+def half_state(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """A state dict as it is shipped: float16, contiguous, on the CPU."""
+    return {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
 
 
 def step_generator(step: int, device: "str | torch.device" = "cpu", seed: int = 0) -> "torch.Generator":

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from hibench import training
 from hibench.errors import MissingWeights, SpecError
 from hibench.references import scenes
+from methods.diffusion.losses import truncated_weight
 from methods.patch_dm import PatchDM, options, train, variants, window
 from methods.patch_dm.collage import pad_half, to_patches
 from methods.patch_dm.encoder import SemanticEncoder
@@ -119,7 +120,7 @@ def test_corners(name: str) -> None:
 
 
 def test_the_weight_of_v_is_bounded() -> None:
-    weight = train.truncated_weight(CUMPROD)
+    weight = truncated_weight(CUMPROD)
     snr = CUMPROD / (1 - CUMPROD)
     torch.testing.assert_close(weight * (snr + 1), (snr + 1).clamp(max=6.0))
 
@@ -139,7 +140,7 @@ def losses_of(name: str, seed: int = 0, dropout: bool = False) -> tuple[dict, Pa
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
     images = scenes.render(range(8), 64).float() / 127.5 - 1
     source = torch.arange(8) if VARIANTS[name].table else images
-    weight, draw = train.truncated_weight(CUMPROD), training.step_generator(seed)
+    weight, draw = truncated_weight(CUMPROD), training.step_generator(seed)
     return train.window_loss(model, images, source, VARIANTS[name], CUMPROD, weight, draw, dropout), model
 
 

@@ -6,10 +6,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hibench import training
+from hibench.adapter import from_uint8, to_uint8
 from hibench.errors import HibenchError, SpecError
 
 
@@ -26,12 +28,49 @@ def stepper(model: torch.nn.Linear, optimizer: torch.optim.Optimizer, stop_at: i
         x = torch.randn(8, 4, generator=training.step_generator(k))
         training.set_rate(optimizer, training.cosine_rate(k, 20, 0.1, warmup=5))
         loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        training.descend(loss, optimizer)
         return {"loss": loss}
 
     return step
+
+
+class Shadow:
+    """An average that remembers the weight it was shown."""
+
+    def __init__(self, model: torch.nn.Linear) -> None:
+        self.model, self.seen = model, torch.empty(0)
+
+    def update(self) -> None:
+        self.seen = self.model.weight.detach().clone()
+
+
+def test_a_step_clips_each_module_by_itself_and_then_tells_the_averages() -> None:
+    one, two, free = (torch.nn.Linear(1, 1, bias=False) for _ in range(3))
+    before = [m.weight.item() for m in (one, two, free)]
+    for module in (one, two, free):
+        module.weight.grad = torch.full((1, 1), 1e6)            # left over from another loss: not part of this step
+    optimizer = torch.optim.SGD([m.weight for m in (one, two, free)], lr=1.0)
+    shadow = Shadow(one)
+    training.descend((30 * one.weight + 0.5 * two.weight + 2 * free.weight).sum(), optimizer, [one, two], [shadow])
+    moved = [a - m.weight.item() for a, m in zip(before, (one, two, free))]
+    assert moved == pytest.approx([1.0, 0.5, 2.0], abs=1e-5)     # a norm of 30 becomes 1; one of 0.5 stays; free has no limit
+    assert torch.equal(shadow.seen, one.weight)
+
+
+def test_a_shipped_state_is_float16_on_the_cpu_and_contiguous() -> None:
+    state = training.half_state({"w": torch.rand(3, 4, requires_grad=True).T})
+    assert state["w"].dtype == torch.half
+    assert state["w"].is_contiguous()
+    assert not state["w"].requires_grad
+
+
+def test_every_level_of_a_read_only_array_comes_back() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    levels.flags.writeable = False
+    floats = from_uint8(levels)
+    assert (floats.dtype, floats.min(), floats.max()) == (torch.float32, -1, 1)
+    assert np.array_equal(to_uint8(floats).numpy(), levels)
+    assert torch.equal(from_uint8(torch.from_numpy(levels.copy())), floats)
 
 
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:

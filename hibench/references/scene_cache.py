@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hibench.references import scenes
 from hibench.weights import cache_directory
 
-__all__ = ["TRAINING_SEED", "cache_directory", "rendered", "say"]
+__all__ = ["TRAINING_SEED", "about", "cache_directory", "rendered", "say"]
 
 TRAINING_SEED = 10**9  # training uses seeds from here on; samples and references use smaller ones
 _CHUNK = 500
@@ -50,6 +50,11 @@ def rendered(
             if progress:
                 progress(done, count)
     return np.memmap(path, np.uint8, "r", shape=(total, 3, resolution, resolution))[:count]
+
+
+def about(count: int, resolution: int) -> str:
+    """What training.json says of `count` training scenes: version, seeds and resolution in px."""
+    return f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{count}, {resolution} px"
 
 
 def say(done: int, total: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hibench import scenes_clip, training
 from hibench.references import scenes
-from hibench.references.scene_cache import TRAINING_SEED, rendered, say
+from hibench.references.scene_cache import TRAINING_SEED, about, rendered, say
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +58,7 @@ def train(
         similar = network.logit_scale.exp() * image.float() @ text.float().T  # [B, B + classes]
         logits, short = similar[:, :BATCH], similar[:, BATCH:]
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2 + F.cross_entropy(short, label)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        training.descend(loss, optimizer, [network])
         with torch.no_grad():
             network.logit_scale.clamp_(0, 4.6052)
         found = (logits.detach().argmax(1) == target).float().mean(), (short.detach().argmax(1) == label).float().mean()
@@ -77,7 +74,7 @@ def train(
         device=device,
         batch=BATCH,
         parameters=sum(p.numel() for p in network.parameters()),
-        data=f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {scenes_clip.INPUT_SIZE} px",
+        data=about(images, scenes_clip.INPUT_SIZE),
         held_out=scores,
     )
     return scores

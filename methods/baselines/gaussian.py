@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, seeded_noise, to_uint8
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, from_uint8, seeded_noise, to_uint8
 from hibench.errors import MissingWeights, SpecError
 from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered
@@ -92,7 +91,7 @@ class Gaussian(Batched):
         begin = time.monotonic()
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        data = torch.from_numpy(np.array(rendered(50_000, SIDE)[:images])).to(device).float().flatten(1) / 127.5 - 1
+        data = from_uint8(rendered(50_000, SIDE)[:images], device).flatten(1)
         mean = data.mean(0)
         data -= mean
         torch.manual_seed(0)

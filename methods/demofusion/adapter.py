@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hibench.adapter import NULL_STAGE, Resolution, Stage, to_uint8
+from hibench.adapter import NULL_STAGE, Resolution, Stage, from_uint8, to_uint8
 from hibench.errors import AdapterError, MissingWeights, SpecError
 from methods.demofusion import options as own
 from methods.demofusion.phases import Phase, phases
@@ -278,7 +278,7 @@ def fitted(picture: "Tensor", size: tuple[int, int]) -> "Tensor":
     height, width = picture.shape[-2:]
     scale = min(size[0] / height, size[1] / width)
     inner = tuple(max(1, min(round(side * scale), limit)) for side, limit in zip((height, width), size))
-    small = F.interpolate(picture[None].float() / 127.5 - 1, size=inner, mode="bicubic", antialias=True).clamp(-1, 1)
+    small = F.interpolate(from_uint8(picture[None]), size=inner, mode="bicubic", antialias=True).clamp(-1, 1)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     canvas = torch.full((1, 3, *size), -1.0)
     canvas[:, :, top : top + inner[0], left : left + inner[1]] = small

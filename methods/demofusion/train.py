@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hibench import training
+from hibench.adapter import from_uint8
 from hibench.references import scenes
-from hibench.references.scene_cache import TRAINING_SEED, rendered, say
+from hibench.references.scene_cache import TRAINING_SEED, about, rendered, say
 from methods.demofusion.base import NATIVE, SCHEDULER, TOKENS, autoencoder, text_encoders, unet, write_pipeline, write_tokenizer
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
@@ -90,11 +91,7 @@ def train(
                 q_sample(z, t, noise, cumprod), t, states * kept[:, None, None],
                 added_cond_kwargs={"text_embeds": pooled * kept[:, None], "time_ids": ids.to(device).float()}).sample
         loss = (weight[t] * per_sample(prediction, velocity(z, t, noise, cumprod))).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update()
+        training.descend(loss, optimizer, [model], [ema])
         return {"loss": loss}
 
     result = training.fit("demofusion", step, {"model": model, "ema": ema, "optimizer": optimizer}, steps=steps, out=out,
@@ -104,7 +101,7 @@ def train(
     training.write_training_json(
         out / "training.json", result, device=device, batch=_O["batch"], ema=_O["ema"], init="the reference LDM", target="v",
         parameters=sum(p.numel() for p in model.parameters()), data=(
-            f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {NATIVE} px; "
+            f"{about(images, NATIVE)}; "
             f"{CROPS_PER_IMAGE} crops of {NATIVE} px of each of the first {min(images, LARGE_IMAGES)} at {SIZES} px"))
     return result
 
@@ -163,8 +160,7 @@ def _encoded(vae: Any, pixels: NDArray[np.uint8], device: str) -> Tensor:
     """Scaled latents float16 [B, 3, 16, 16] of images uint8 [B, 3, 64, 64]."""
     vae.to(device)
     with torch.inference_mode():
-        x = torch.from_numpy(np.array(pixels)).to(device).float() / 127.5 - 1
-        return (vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu()
+        return (vae.encode(from_uint8(pixels, device)).latent_dist.mean * vae.config.scaling_factor).half().cpu()
 
 
 def _tokenize(out: Path, texts: list[str]) -> Tensor:

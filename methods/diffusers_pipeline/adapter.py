@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, to_uint8
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, from_uint8, to_uint8
 from hibench.errors import AdapterError, MissingWeights, SpecError
 from methods.diffusers_pipeline.geometry import Geometry, geometry, read_configs
 from methods.diffusers_pipeline.loading import find, load, parameters, weights_digest
@@ -137,7 +137,7 @@ class DiffusersPipeline(Batched):
         if images.shape[-2] % factor or images.shape[-1] % factor:
             raise AdapterError(f"{self.name}: {images.shape[-1]}x{images.shape[-2]} px images are no multiple of {factor} px")
         with torch.inference_mode():
-            encoded = vae.encode((images.to(self.device).float() / 127.5 - 1).to(vae.dtype))
+            encoded = vae.encode(from_uint8(images, self.device).to(vae.dtype))
             z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else next(iter(encoded.values()))
             return to_uint8(vae.decode(z, return_dict=False)[0])
 

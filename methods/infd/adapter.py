@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage
+from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, from_uint8
 from hibench.errors import AdapterError, MissingWeights, SpecError, did_you_mean
 from methods.diffusion.schedules import check_steps, respaced_timesteps
 from methods.infd.configs import config_args, with_renderer
@@ -219,7 +219,7 @@ class INFD(Batched):
         if height % model.factor or width % model.factor:
             raise AdapterError(f"infd: {width}x{height} px images are no multiple of the encoder's factor {model.factor}")
         with torch.inference_mode():
-            x = (images.to(self.device).float() / 127.5 - 1).to(next(model.parameters()).dtype)
+            x = from_uint8(images, self.device).to(next(model.parameters()).dtype)
             return render_uint8(model, model.features(model.encode(x)), height, width, self.tiles)
 
     def ready(self) -> "INFDModel":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hibench import training
+from hibench.adapter import from_uint8
 from methods.infd.geometry import Query, centres, whole
 from methods.infd.patches import official_size
 
@@ -80,7 +81,7 @@ def draw(mix: Mix, step: int, batch: int, patch: int, latents: int, crop: int | 
     if scales.below and crop is None and step % 8 == 7:
         side = integer(SMALL // 2, SMALL - 1)
         index = training.batch_seeds(step, batch, len(mix.small), seed=2)
-        images = _floats(mix.small, index)
+        images = from_uint8(mix.small[index.numpy()])
         return Batch(index, None, torch.stack([area_patch(x, side, 0, 0, side) for x in images]), whole(side, side))
     from_large = batch // 2 if scales.mixed else 0
     small = training.batch_seeds(step, batch - from_large, len(mix.small), seed=2)
@@ -97,7 +98,7 @@ def draw(mix: Mix, step: int, batch: int, patch: int, latents: int, crop: int | 
         for begin in first:
             low = round(begin / latents * side)
             corner.append(integer(low, max(low, round((begin / latents + share) * side) - patch)))
-        image = torch.from_numpy(source[i].copy()).float() / 127.5 - 1
+        image = from_uint8(source[i])
         targets.append(area_patch(image, side, *corner, patch))
         for axis, begin, start in zip((rows, columns), first, corner):
             low = (start / side - begin / latents) / share * 2 - 1
@@ -107,8 +108,3 @@ def draw(mix: Mix, step: int, batch: int, patch: int, latents: int, crop: int | 
     query = Query(torch.stack(rows), torch.stack(columns), torch.tensor(cells)[:, None].expand(-1, 2))
     places = torch.tensor(window)
     return Batch(torch.cat([small, large]), None if crop is None else (places[:, 0], places[:, 1]), torch.stack(targets), query)
-
-
-def _floats(images: Any, index: Tensor) -> Tensor:
-    """uint8 images by index, as float32 in [-1, 1]."""
-    return torch.from_numpy(images[index.numpy()]).float() / 127.5 - 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hibench import training
+from hibench.adapter import from_uint8
 from hibench.errors import MissingWeights, SpecError, did_you_mean
 from hibench.references import scenes
-from hibench.references.scene_cache import TRAINING_SEED, rendered, say
+from hibench.references.scene_cache import about, rendered, say
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import per_sample, q_sample, velocity
+from methods.diffusion.losses import per_sample, q_sample, truncated_weight, velocity
 from methods.infd.checkpoint import fill, from_ldm
 from methods.infd.configs import config_args, with_renderer
 from methods.infd.data import LARGE, SMALL, Batch, Mix, Scales, draw
@@ -131,13 +131,8 @@ def _write_config(out: Path, args: dict[str, Any]) -> None:
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def _half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
-
-
 def _data(small: int, large: int) -> str:
-    more = f"; the first {large} of them also at up to {LARGE} px" if large else ""
-    return f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{small}, {SMALL} px{more}"
+    return about(small, SMALL) + (f"; the first {large} of them also at up to {LARGE} px" if large else "")
 
 
 def _latents(model: INFDModel, out: Path, images: int, device: str) -> Tensor:
@@ -149,8 +144,7 @@ def _latents(model: INFDModel, out: Path, images: int, device: str) -> Tensor:
     data, parts = rendered(images, SMALL, progress=say), []
     with torch.inference_mode():
         for i in range(0, images, 50):
-            batch = torch.from_numpy(data[i:i + 50].copy()).to(device).float() / 127.5 - 1
-            parts.append(model.encode(batch).half().cpu())
+            parts.append(model.encode(from_uint8(data[i:i + 50], device)).half().cpu())
     latents = torch.cat(parts).clone()
     save_file({"latents": latents}, file)
     return latents
@@ -186,7 +180,7 @@ def _train_autoencoder(out: Path, name: str, init: str, steps: int | None, image
         if frozen:
             z = latents[batch.index].to(device).float()
         else:
-            pixels = torch.from_numpy(mix.small[batch.index.numpy()]).to(device).float() / 127.5 - 1
+            pixels = from_uint8(mix.small[batch.index.numpy()], device)
             with training.autocast(device, cpu=True):
                 z = model.encode(pixels)
         z, loss, _ = model.quantizer(_window(z.float(), batch.window))      # distances to the codes need float32
@@ -205,22 +199,17 @@ def _train_autoencoder(out: Path, name: str, init: str, steps: int | None, image
         gan = k >= o["gan_from"] * steps
         losses = generator_loss(fake, target, quantisation, model.renderer.last_layer, perceive, disc if gan else None,
                                 o["gan_weight"], l1_weight=o["l1_weight"])
-        opt_g.zero_grad(set_to_none=True)
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        opt_g.step()
+        training.descend(losses.total, opt_g, [model])
         said: dict[str, Tensor | float] = {"l1": losses.l1, "perceptual": losses.perceptual, "codebook": quantisation}
         if gan:
             d_loss = hinge_loss(disc(target), disc(fake.detach()))
-            opt_d.zero_grad(set_to_none=True)
-            d_loss.backward()
-            opt_d.step()
+            training.descend(d_loss, opt_d)
             said["disc"] = d_loss
         return said
 
     result = training.fit(f"infd-{name}", step, {"model": model, "disc": disc, "opt_g": opt_g, "opt_d": opt_d}, steps=steps,
                           out=out, resume=resume, max_seconds=max_seconds)
-    state = _half(model.state_dict())
+    state = training.half_state(model.state_dict())
     if name == "main":
         save_file(state, out / "autoencoder.safetensors")
         _write_config(out, reference_args(init))
@@ -277,9 +266,9 @@ def _train_unet(out: Path, init: str, steps: int | None, images: int | None, dev
     ema = EMA(unet, decay=o["ema"])
     optimizer = torch.optim.AdamW(unet.parameters(), lr=o["rate"])
     cumprod = torch.from_numpy(model.alphas_cumprod).float().to(device)
-    snr = cumprod / (1 - cumprod)
     of_velocity = model.parameterization == "v"
-    weight = (snr + 1).clamp(max=6.0) / (snr + 1) if of_velocity else snr.clamp(max=5.0) / snr
+    snr = cumprod / (1 - cumprod)
+    weight = truncated_weight(cumprod) if of_velocity else snr.clamp(max=5.0) / snr
 
     def step(k: int) -> dict[str, Tensor]:
         random = training.step_generator(k, seed=1)
@@ -291,17 +280,13 @@ def _train_unet(out: Path, init: str, steps: int | None, images: int | None, dev
             prediction = unet(q_sample(z, t, noise, cumprod), t)
         target = velocity(z, t, noise, cumprod) if of_velocity else noise
         loss = (weight[t] * per_sample(prediction, target)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        ema.update()
+        training.descend(loss, optimizer, [unet], [ema])
         return {"loss": loss}
 
     result = training.fit("infd-unet", step, {"unet": unet, "ema": ema, "optimizer": optimizer}, steps=steps, out=out,
                           resume=resume, max_seconds=max_seconds)
     ema.copy_to(unet)
-    save_file(_half(unet.state_dict()), out / "unet.safetensors")
+    save_file(training.half_state(unet.state_dict()), out / "unet.safetensors")
     _write_config(out, args)
     training.write_training_json(out / "training-unet.json", result, device=device, batch=o["batch"], data=_data(count, 0),
                                  parameters=sum(p.numel() for p in unet.parameters()), ema=o["ema"], init=started,
@@ -324,11 +309,11 @@ def _reconstruction(model: INFDModel, device: str, count: int = 24) -> dict[str,
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + count)
     found: dict[str, Any] = {"scenes": count}
     with torch.inference_mode():
-        inputs = scenes.render(seeds, SMALL).to(device).float() / 127.5 - 1
+        inputs = from_uint8(scenes.render(seeds, SMALL), device)
         phi = model.features(model.encode(inputs))
         for side in (SMALL // 2, SMALL, 2 * SMALL, 4 * SMALL):
-            real = scenes.render(seeds, side).float() / 127.5 - 1
-            fake = render_uint8(model, phi, side, side, TILES).cpu().float() / 127.5 - 1
+            real = from_uint8(scenes.render(seeds, side))
+            fake = from_uint8(render_uint8(model, phi, side, side, TILES).cpu())
             sharp = [sum(x.diff(dim=d).abs().mean().item() for d in (-1, -2)) for x in (fake, real)]
             found[str(side)] = {"psnr_db": round(psnr(fake, real).item(), 3), "sharpness": round(sharp[0] / sharp[1], 4)}
     return found

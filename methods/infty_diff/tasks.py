@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hibench.adapter import to_uint8
+from hibench.adapter import from_uint8, to_uint8
 from methods.infty_diff.encoder import Encoder
 from methods.infty_diff.geometry import Points
 from methods.infty_diff.process import advance, clean_estimate, process_alphas
@@ -102,7 +102,7 @@ def scenes(seeds: Sequence[int], height: int, width: int, device: str) -> Tensor
     """Scenes float32 [B, 3, H, W] in [-1, 1]."""
     from hibench.references import scenes
 
-    return scenes.render(list(seeds), height, width).to(device).float() / 127.5 - 1
+    return from_uint8(scenes.render(list(seeds), height, width), device)
 
 
 def super_resolution_rows(method: "InftyDiff", resolution: tuple[int, int], seeds: Sequence[int], steps: int) -> Rows:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hibench import training
+from hibench.adapter import from_uint8
 from hibench.errors import MissingWeights, SpecError
-from hibench.references import scenes
-from hibench.references.scene_cache import TRAINING_SEED, rendered
+from hibench.references.scene_cache import about, rendered, say
 from methods.diffusion.ema import EMA
 from methods.diffusion.losses import per_sample, q_sample, velocity
 from methods.infty_diff.configs import REFERENCE_SIZE, variant_config
@@ -56,15 +56,6 @@ def train(out: Path, *, variant: str = "main", stage: str | None = None, steps: 
             if not done[name]["finished"]:
                 break
     return done
-
-
-def _pixels(images: int) -> Any:
-    return rendered(images, REFERENCE_SIZE,
-                    progress=lambda d, n: print(f"scenes: rendered {d}/{n}") if d % 5000 == 0 else None)
-
-
-def _batch(data: Any, index: Tensor, device: str) -> Tensor:
-    return torch.from_numpy(data[index.numpy()]).to(device).float() / 127.5 - 1
 
 
 def at(tokens: Tensor, support: Support) -> Tensor:
@@ -114,7 +105,7 @@ def _train_decoder(out: Path, config: dict[str, Any], steps: int, images: int, d
     a batch are spread evenly. The moving averages of both networks are what ships.
     """
     o, how = _DECODER, config["training"]
-    data = _pixels(images)
+    data = rendered(images, REFERENCE_SIZE, progress=say)
     decoder, encoder = networks(config, device)
     ema, ema_encoder = EMA(decoder, o["ema"]), EMA(encoder, o["ema"])
     parameters = [*decoder.parameters(), *encoder.parameters()]
@@ -131,7 +122,7 @@ def _train_decoder(out: Path, config: dict[str, Any], steps: int, images: int, d
 
     def step(k: int) -> dict[str, Tensor]:
         draw = training.step_generator(k)
-        clean = _batch(data, training.batch_seeds(k, o["batch"], images), device)
+        clean = from_uint8(data[training.batch_seeds(k, o["batch"], images).numpy()], device)
         t = spread_times(len(clean), len(cumprod), draw).to(device)
         noise = torch.randn(clean.shape, generator=draw).to(device)
         seen, shown = (bank.pick(torch.randint(sets, (len(clean),), generator=draw).to(device)) for _ in range(2))
@@ -143,24 +134,19 @@ def _train_decoder(out: Path, config: dict[str, Any], steps: int, images: int, d
             out = decoder(c_in[t] * x, seen, decoder.times(t), decoder.codes(z))
         error = per_sample(k_x[t] * x + c_out[t] * out, at(to_tokens(target), seen))
         loss = (weight[t] * error).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for model in (decoder, encoder):
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update()
-        ema_encoder.update()
+        training.descend(loss, optimizer, [decoder, encoder], [ema, ema_encoder])
         return {"loss": loss.detach(), "error": error.detach().mean()}
 
     state = {"decoder": decoder, "encoder": encoder, "ema": ema, "ema_encoder": ema_encoder, "optimizer": optimizer}
     result = training.fit("infty-diff-decoder", step, state, steps=steps, out=out, resume=resume, max_seconds=max_seconds)
     for name, model, average in (("decoder", decoder, ema), ("encoder", encoder, ema_encoder)):
         average.copy_to(model)
-        save_file(_half(model.state_dict()), out / f"{name}.safetensors")
+        save_file(training.half_state(model.state_dict()), out / f"{name}.safetensors")
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     training.write_training_json(
-        out / "training-decoder.json", result, device=device, batch=o["batch"], data=_data(images), ema=o["ema"],
-        loss=f"velocity, weighted by min(SNR + 1, {o['gamma'] + 1:g}) / (SNR + 1)", points=len(bank.points), **how,
+        out / "training-decoder.json", result, device=device, batch=o["batch"], data=about(images, REFERENCE_SIZE),
+        ema=o["ema"], loss=f"velocity, weighted by min(SNR + 1, {o['gamma'] + 1:g}) / (SNR + 1)",
+        points=len(bank.points), **how,
         parameters={"decoder": count(decoder), "encoder": count(encoder)})
     return result
 
@@ -190,18 +176,15 @@ def _train_prior(out: Path, config: dict[str, Any], steps: int, images: int, dev
         noise = torch.randn(z.shape, generator=draw).to(device)
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"]))
         loss = per_sample(prior(q_sample(z, t, noise, cumprod), prior.scales(t)), noise, "l1").mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        ema.update()
+        training.descend(loss, optimizer, averages=[ema])
         return {"loss": loss.detach()}
 
     state = {"prior": prior, "ema": ema, "optimizer": optimizer}
     result = training.fit("infty-diff-prior", step, state, steps=steps, out=out, resume=resume, max_seconds=max_seconds)
     ema.copy_to(prior)
-    save_file(_half(prior.state_dict()) | {"latents.mean": mean, "latents.std": std}, out / "prior.safetensors")
-    training.write_training_json(out / "training-prior.json", result, device=device, batch=batch, data=_data(images),
-                                 ema=o["ema"], parameters=count(prior))
+    save_file(training.half_state(prior.state_dict()) | {"latents.mean": mean, "latents.std": std}, out / "prior.safetensors")
+    training.write_training_json(out / "training-prior.json", result, device=device, batch=batch,
+                                 data=about(images, REFERENCE_SIZE), ema=o["ema"], parameters=count(prior))
     return result
 
 
@@ -212,8 +195,8 @@ def encode_all(out: Path, config: dict[str, Any], images: int, device: str) -> T
     encoder.load_state_dict({k: v.float() for k, v in load_file(out / "encoder.safetensors").items()})
     encoder.to(device).eval()
     support = encoder.support(Points(encoder.canvas(REFERENCE_SIZE, REFERENCE_SIZE))).to(device)
-    data = _pixels(images)
-    parts = [encoder(to_tokens(_batch(data, torch.arange(i, min(i + 100, images)), device)), support).cpu()
+    data = rendered(images, REFERENCE_SIZE, progress=say)
+    parts = [encoder(to_tokens(from_uint8(data[i:i + 100], device)), support).cpu()
              for i in range(0, images, 100)]
     return torch.cat(parts).clone()
 
@@ -221,11 +204,3 @@ def encode_all(out: Path, config: dict[str, Any], images: int, device: str) -> T
 def count(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in model.parameters())
-
-
-def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
-
-
-def _data(images: int) -> str:
-    return f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {REFERENCE_SIZE} px"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hibench.adapter import Resolution, seeded_noise, to_uint8
+from hibench.adapter import Resolution, from_uint8, seeded_noise, to_uint8
 from hibench.errors import AdapterError, SpecError
 from methods.patch_dm.encoder import SemanticEncoder
 from methods.patch_dm.sampling import Table, image_table, renoised
@@ -67,7 +67,7 @@ def inpaint(adapter: PatchDM, images: Tensor, hole: Tensor, seeds: Sequence[int]
 
     The code is that of the image with the mean of its known pixels in the hole.
     """
-    x = images.float() / 127.5 - 1
+    x = from_uint8(images)
     known = ~hole.expand(len(x), 1, *x.shape[2:])
     mean = (x * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1)
     codes = encode(adapter, torch.where(known, x, mean))
@@ -89,8 +89,8 @@ def outpaint(adapter: PatchDM, images: Tensor, canvas: Resolution, corner: tuple
     given = torch.zeros(len(images), 3, *canvas)
     known = torch.zeros(1, 1, *canvas, dtype=torch.bool)
     inside = (..., slice(top, top + height), slice(left, left + width))
-    given[inside], known[inside] = images.float() / 127.5 - 1, True
-    codes, relocate = encode(adapter, images.float() / 127.5 - 1), None
+    given[inside], known[inside] = from_uint8(images), True
+    codes, relocate = encode(adapter, from_uint8(images)), None
     if adapter.options["positions"] == "extend":
         offset = torch.tensor([top, left], device=adapter.device) / adapter.patch
         relocate = lambda where: where - offset                                             # noqa: E731

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hibench import training
+from hibench.adapter import from_uint8
 from hibench.errors import MissingWeights, SpecError, did_you_mean
 from hibench.references import scenes
-from hibench.references.scene_cache import TRAINING_SEED, rendered
+from hibench.references.scene_cache import about, rendered, say
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import per_sample, q_sample, velocity
+from methods.diffusion.losses import per_sample, q_sample, truncated_weight, velocity
 from methods.ldm.checkpoint import fill
 from methods.patch_dm.encoder import CodeTable
 from methods.patch_dm.model import PatchDM, build, diffusion_alphas_cumprod
@@ -134,20 +135,6 @@ def variant_config(name: str, images: int = IMAGES) -> dict[str, Any]:
     return config
 
 
-def _pixels(images: int) -> Any:
-    return rendered(images, RESOLUTION, progress=lambda d, n: print(f"scenes: rendered {d}/{n}") if d % 5000 == 0 else None)
-
-
-def _float(pixels: Any, device: str) -> Tensor:
-    return torch.tensor(pixels).to(device).float() / 127.5 - 1
-
-
-def truncated_weight(cumprod: Tensor) -> Tensor:
-    """Of the error of v at each timestep, [T]: min(SNR + 1, 6) / (SNR + 1)."""
-    ratio = 1 / (1 - cumprod)                       # SNR + 1
-    return ratio.clamp(max=6.0) / ratio
-
-
 def _corners(images: Tensor, variant: Variant, draw: torch.Generator) -> Tensor:
     """Window corners int64 [B, 2]: on the grid of patches, or (without collage) anywhere, up to half a patch outside."""
     sides, uniform = torch.tensor(images.shape[2:]), torch.rand(len(images), 2, generator=draw)
@@ -197,7 +184,7 @@ def _train_unet(
     """
     o, variant = _UNET, VARIANTS[name]
     steps = steps or variant.steps
-    data = _pixels(images)
+    data = rendered(images, RESOLUTION, progress=say)
     torch.manual_seed(0)
     model = build(variant_config(name, images), prior=False)
     if isinstance(model.unet.encoder, CodeTable):
@@ -212,25 +199,21 @@ def _train_unet(
 
     def step(k: int) -> dict[str, Tensor]:
         index = training.batch_seeds(k, o["batch"], images)
-        batch = _float(data[index.numpy()], device)
+        batch = from_uint8(data[index.numpy()], device)
         source = index.to(device) if variant.table else batch
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"], warmup=min(o["warmup"], steps // 4)))
         losses = window_loss(model, batch, source, variant, cumprod, weight, training.step_generator(k))
-        optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(model.unet.parameters(), 1.0)
-        optimizer.step()
-        ema.update()
+        training.descend(sum(losses.values(), torch.zeros((), device=device)), optimizer, [model.unet], [ema])
         return losses
 
     result = training.fit(f"patch-dm-{name}-unet", step, {"unet": model.unet, "ema": ema, "optimizer": optimizer}, steps=steps,
                           out=out, resume=resume, max_seconds=max_seconds)
     ema.copy_to(model.unet)
-    save_file(_half(model.unet.state_dict()), out / "unet.safetensors")
+    save_file(training.half_state(model.unet.state_dict()), out / "unet.safetensors")
     (out / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
     training.write_training_json(
-        out / "training-unet.json", result, device=device, batch=o["batch"], data=_data(images), variant=name, ema=decay,
-        parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], target="v",
+        out / "training-unet.json", result, device=device, batch=o["batch"], data=about(images, RESOLUTION),
+        variant=name, ema=decay, parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], target="v",
         coarse=o["coarse"], init=started,
         held_out=None if variant.table else _held_out(model, variant, cumprod, weight, device))
     return result
@@ -263,7 +246,7 @@ def _held_out(model: PatchDM, variant: Variant, cumprod: Tensor, weight: Tensor,
     """Both terms of the loss on scenes that training has not seen, with code and position."""
     from hibench.scenes_clip.train import HELD_OUT_SEED
 
-    pixels = _float(scenes.render(range(HELD_OUT_SEED, HELD_OUT_SEED + count), RESOLUTION).numpy(), device)
+    pixels = from_uint8(scenes.render(range(HELD_OUT_SEED, HELD_OUT_SEED + count), RESOLUTION).numpy(), device)
     losses: dict[str, Any] = {"scenes": count}
     model.unet.eval()
     parts = [window_loss(model, part, part, variant, cumprod, weight, training.step_generator(k), dropout=False)
@@ -290,7 +273,7 @@ def codes_of(model: PatchDM, data: Any, device: str) -> Tensor:
         return model.unet.encoder.semantic_enc.weight.detach().float().cpu()
     assert model.unet.encoder is not None
     with torch.inference_mode():
-        parts = [model.unet.encoder(_float(data[i : i + 100], device)).float().cpu() for i in range(0, len(data), 100)]
+        parts = [model.unet.encoder(from_uint8(data[i : i + 100], device)).float().cpu() for i in range(0, len(data), 100)]
     return torch.cat(parts).clone()
 
 
@@ -301,7 +284,7 @@ def _train_prior(
     o = _PRIOR
     steps = steps or VARIANTS[name].prior_steps
     model = _load_unet(out, device)
-    codes = codes_of(model, _pixels(images), device)
+    codes = codes_of(model, rendered(images, RESOLUTION, progress=say), device)
     mean, std = codes.mean(0, keepdim=True), codes.std(0, keepdim=True).clamp(min=1e-6)
     codes = ((codes - mean) / std).to(device)
     torch.manual_seed(1)
@@ -318,27 +301,16 @@ def _train_prior(
         noise = torch.randn(z.shape, generator=draw).to(device)
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"], warmup=min(200, steps // 4)))
         loss = per_sample(prior(q_sample(z, t, noise, cumprod), t), noise, "l1").mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-        optimizer.step()
-        ema.update()
+        training.descend(loss, optimizer, [prior], [ema])
         return {"loss": loss}
 
     result = training.fit(f"patch-dm-{name}-prior", step, {"prior": prior, "ema": ema, "optimizer": optimizer}, steps=steps,
                           out=out, resume=resume, max_seconds=max_seconds)
     ema.copy_to(prior)
     state = {f"latent_net.{k}": v for k, v in prior.state_dict().items()}
-    save_file(_half(state) | {"conds_mean": mean.contiguous(), "conds_std": std.contiguous()}, out / "prior.safetensors")
+    state = training.half_state(state) | {"conds_mean": mean.contiguous(), "conds_std": std.contiguous()}
+    save_file(state, out / "prior.safetensors")
     training.write_training_json(
-        out / "training-prior.json", result, device=device, batch=o["batch"], data=_data(images), variant=name, ema=decay,
-        parameters=sum(p.numel() for p in prior.parameters()), rate=o["rate"])
+        out / "training-prior.json", result, device=device, batch=o["batch"], data=about(images, RESOLUTION),
+        variant=name, ema=decay, parameters=sum(p.numel() for p in prior.parameters()), rate=o["rate"])
     return result
-
-
-def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
-
-
-def _data(images: int) -> str:
-    return f"scenes v{scenes.VERSION}, seeds {TRAINING_SEED}+{images}, {RESOLUTION} px"
