@@ -9,7 +9,8 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from methods.diffusers_pipeline.configs import CONFIGS, byte_tokenizer, random_pipeline
+from methods.diffusers_pipeline.configs import CONFIGS, random_pipeline
+from methods.diffusers_pipeline.tokenizer import byte_tokenizer
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "star", "blue", "ring", "on")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,9 @@ from methods.diffusers_pipeline import DiffusersPipeline, Direct, loading
 from methods.diffusers_pipeline.configs import CONFIGS, random_pipeline
 from methods.diffusers_pipeline.geometry import geometry
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")      # diffusers on numpy 2
+pytestmark = [pytest.mark.usefixtures("no_network"),
+              pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]      # diffusers on numpy 2
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Nothing is downloaded, whatever is missing: a connection is an error."""
-    def refused(*args, **kwargs):
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket.socket, "connect", refused)
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hibench.references import scenes
+from methods.diffusers_pipeline.tokenizer import END, START, byte_letters
 from methods.ldm.adapter import REFERENCE as LDM_REFERENCE
 from methods.ldm.diffusers_format import first_stage_names, unet_names
 
@@ -28,7 +29,6 @@ __all__ = ["NATIVE", "SCHEDULER", "TOKENS", "autoencoder", "text_encoders", "une
 NATIVE, TOKENS = 64, 24                             # px; tokens per prompt (the longest caption has 21 words)
 SHARD = "6MB"                                       # no file of weights is larger
 LOGVAR = -20.0                                      # of the latents: the encoder is deterministic
-START, END = "<|startoftext|>", "<|endoftext|>"
 SCHEDULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195,
     "num_train_timesteps": 1000, "prediction_type": "v_prediction", "timestep_spacing": "leading", "steps_offset": 1,
@@ -99,12 +99,6 @@ def vocabulary_words() -> list[str]:
     """Every word that a caption of scenes may have."""
     parts = [*scenes.SIZES, "tiny", *scenes.MATERIALS, *scenes.COLOURS, *scenes.SHAPES, *scenes.POSITIONS, *scenes.GROUNDS]
     return sorted(set(" ".join([*parts, "a an and at in the on"]).split()))
-
-
-def byte_letters() -> list[str]:
-    """The 256 letters that stand for bytes in CLIP's vocabulary, in its order (OpenAI CLIP, simple_tokenizer)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(b) for b in shown] + [chr(256 + i) for i in range(256 - len(shown))]
 
 
 def merges(words: list[str]) -> list[tuple[str, str]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from hibench.errors import SpecError
+from methods.diffusers_pipeline.tokenizer import byte_tokenizer
 
-__all__ = ["CONFIGS", "byte_tokenizer", "random_pipeline"]
+__all__ = ["CONFIGS", "random_pipeline"]
 
 _SD_SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "leading",
                  "steps_offset": 1}
@@ -92,21 +90,3 @@ def random_pipeline(name: str, device: str = "cpu", dtype: Any = None, seed: int
     if len(config["text"]) == 2:
         return StableDiffusionXLPipeline(**parts, add_watermarker=False)
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-
-
-def byte_tokenizer(vocabulary: int = 514, length: int = 77) -> Any:
-    """A CLIP tokenizer without merges, so that every text has one token per byte; the two end marks are the last ids."""
-    from transformers import CLIPTokenizer
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
-    words = {word: i for i, word in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
-    words |= {"<|startoftext|>": vocabulary - 2, "<|endoftext|>": vocabulary - 1}
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
-        (Path(folder) / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-        marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
-                 "pad_token": "<|endoftext|>", "model_max_length": length, "tokenizer_class": "CLIPTokenizer"}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(marks), encoding="utf-8")
-        return CLIPTokenizer.from_pretrained(folder)

@@ -36,10 +36,10 @@ def velocity(z: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Ten
     return q_sample(noise, t, -z, alphas_cumprod)
 
 
-def truncated_weight(alphas_cumprod: Tensor) -> Tensor:
-    """Of the error of v at each timestep, [T]: min(SNR + 1, 6) / (SNR + 1) (after Hang et al. 2023)."""
+def truncated_weight(alphas_cumprod: Tensor, most: float = 6.0) -> Tensor:
+    """Of the error of v at each timestep, [T]: min(SNR + 1, most) / (SNR + 1) (after Hang et al. 2023)."""
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    return (snr + 1).clamp(max=6.0) / (snr + 1)
+    return (snr + 1).clamp(max=most) / (snr + 1)
 
 
 def vlb_weights(betas: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from hibench.adapter import from_uint8
 from hibench.errors import MissingWeights, SpecError
 from hibench.references.scene_cache import about, rendered, say
 from methods.diffusion.ema import EMA
-from methods.diffusion.losses import per_sample, q_sample, velocity
+from methods.diffusion.losses import per_sample, q_sample, truncated_weight, velocity
 from methods.infty_diff.configs import REFERENCE_SIZE, variant_config
 from methods.infty_diff.decoder import Decoder
 from methods.infty_diff.encoder import Encoder
@@ -113,10 +113,9 @@ def _train_decoder(out: Path, config: dict[str, Any], steps: int, images: int, d
     size = REFERENCE_SIZE
     blur = Mollifier.make(size, size, config["diffusion"]["gaussian_filter_std"], device=device)
     cumprod = torch.from_numpy(process_alphas(config["diffusion"]["steps"])).float().to(device)
-    snr = cumprod / (1 - cumprod)
     process = Process.from_config(config["diffusion"], size)
     c_in, k_x, c_out = (torch.from_numpy(c).float().to(device).view(-1, 1, 1) for c in process.coefficients(process_alphas()))
-    weight = (snr + 1).clamp(max=o["gamma"] + 1) / (snr + 1)
+    weight = truncated_weight(cumprod, o["gamma"] + 1)
     bank = decoder.support(subset_bank(decoder.canvas(size, size), how["subsample"], BANK, how["coordinates"])).to(device)
     sets = len(bank.inverse_norm)
 
