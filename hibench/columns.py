@@ -10,7 +10,13 @@ from hibench.lines import Line, Row, number
 __all__ = ["ORDER", "Column", "attached", "columns_of", "metric_names", "metric_title", "unit_of"]
 
 TITLES = {"fid": "FID", "kid": "KID", "fd": "FD", "kd": "KD", "is": "IS", "precision": "Precision", "recall": "Recall",
-          "clip-score": "CLIP score", "cmmd": "CMMD"}
+          "clip-score": "CLIP score", "cmmd": "CMMD", "density": "Density", "coverage": "Coverage", "mind": "MIND",
+          "sfid": "sFID", "fid-inf": "FID∞", "fd-inf": "FD∞", "clean-fid": "Clean-FID", "clean-kid": "Clean-KID",
+          "fid-clip": "CLIP-FID",
+          "fd-dinov2": "FD-DINOv2", "pfid": "Patch-FID", "pfd": "Patch-FD", "anyres-pfid": "Any-res. patch-FID",
+          "anyres-pfd": "Any-res. patch-FD", "fid-crop": "Crop FID", "fd-crop": "Crop FD", "is-crop": "Crop IS", "swd": "SWD",
+          "spectrum": "Spectrum", "seam": "Seam", "scale-consistency": "Scale consistency", "repetition": "Repetition",
+          "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "psim": "PSIM"}
 ORDER = ("fid", "fd", "kid", "kd", "is", "precision", "recall", "clip-score")
 SPEED = (                                                 # field, title, quantity, better, also in the LaTeX table
     ("latency_p50_s", "Latency p50", "s", "lower", True), ("latency_p90_s", "Latency p90", "s", "lower", False),

@@ -12,14 +12,16 @@ from hibench.columns import Column
 from hibench.lines import MINUS, NOTHING, Entry, Line, format_value, plain, resolution_text
 from hibench.tables import Table
 
-__all__ = ["arrow", "entry_text", "escape_latex", "escape_markdown", "label_columns", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["arrow", "entry_text", "escape_latex", "escape_markdown", "fitted", "label_columns", "stacked", "to_csv", "to_latex",
+           "to_markdown"]
 
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     '"': "''", "²": "$^2$", "³": "$^3$", "×": r"$\times$", "±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
-    "∞": r"$\infty$", MINUS: "$-$", NOTHING: "---", "–": "--", "…": r"\ldots{}",
+    "∞": r"$\infty$", "→": r"$\to$", "≤": r"$\le$", "≥": r"$\ge$", "≈": r"$\approx$", "σ": r"$\sigma$", "µ": r"$\mu$",
+    "·": r"$\cdot$", "°": r"$^\circ$", MINUS: "$-$", NOTHING: "---", "–": "--", "…": r"\ldots{}",
 }
 
 
@@ -82,30 +84,43 @@ def to_markdown(table: Table, *, title: bool = True) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape every character that LaTeX reads as a command, and write the symbols of our tables as math."""
+    """Escape every character that LaTeX reads as a command, and write the symbols of our tables as math.
+
+    What no Latin font has is named by its code point: a table that says U+4E2D is better than one that does not compile."""
     text = " ".join(str(text).split())
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    return "".join(LATEX.get(letter, letter if ord(letter) < 0x180 else f"U+{ord(letter):04X}") for letter in text)
+
+
+def stacked(title: str, second: str) -> str:
+    """A heading of a number column: the title and, smaller below it, its unit, extractor or place; both are escaped here."""
+    title, second = escape_latex(title), escape_latex(second)
+    return rf"\shortstack[r]{{{title}\\{{\scriptsize {second}}}}}" if second else title
+
+
+def fitted(tabular: list[str]) -> list[str]:
+    """A tabular that is scaled down to the width of its column where it is wider, and left alone where it is not."""
+    return [r"\sbox0{%", *tabular[:-1], tabular[-1] + "}%",
+            r"\ifdim\wd0>\linewidth \resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"]
 
 
 def to_latex(table: Table) -> str:
-    """The table's core columns as a LaTeX `table*` (packages booktabs and, for the encoding, T1 fonts)."""
+    """The table's core columns as a LaTeX `table*` (packages booktabs, graphicx and, for the encoding, T1 fonts)."""
     labels, columns = label_columns(table), [column for column in table.columns if column.core]
     head = [escape_latex(name) for name, _ in labels]
     for column in columns:
         second = column.unit + (f" @{column.qualifier}" if column.qualifier else "")
-        title = escape_latex(column.title + arrow(column))
-        head.append(rf"\shortstack{{{title}\\{{\scriptsize {escape_latex(second.strip())}}}}}" if second else title)
+        head.append(stacked(column.title + arrow(column), second.strip()))
     caption = re.sub(r"2\\textasciicircum\{\}(\d+)", r"$2^{\1}$", escape_latex(f"Sweep {table.name}. {table.caption}"))
     label = re.sub(r"[^A-Za-z0-9]+", "-", table.name)
-    out = ["% needs \\usepackage{booktabs}; the CSV beside this file has every column and the id of every record",
-           r"\begin{table*}", r"\centering\small\setlength{\tabcolsep}{4pt}", rf"\caption{{{caption}}}",
-           rf"\label{{tab:{label}}}",
-           rf"\begin{{tabular}}{{{'l' * len(labels)}{'r' * len(columns)}}}", r"\toprule", " & ".join(head) + r" \\"]
+    out = ["% needs \\usepackage{booktabs,graphicx}; the CSV beside this file has every column and the id of every record",
+           r"\begin{table*}", r"\centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
+           rf"\caption{{{caption}}}", rf"\label{{tab:{label}}}"]
+    body = [rf"\begin{{tabular}}{{{'l' * len(labels)}{'r' * len(columns)}}}", r"\toprule", " & ".join(head) + r" \\"]
     block: tuple[int, int] | None = None
     for line in table.lines:
         if (line.height, line.width) != block:
             block = (line.height, line.width)
-            out.append(r"\midrule")
+            body.append(r"\midrule")
         fields = [escape_latex(text(line)) for _, text in labels]
         if line.role:
             fields = [rf"\textit{{{text}}}" for text in fields]
@@ -114,8 +129,8 @@ def to_latex(table: Table) -> str:
             text = escape_latex(entry_text(column, entry))
             raised = rf"\textsuperscript{{{','.join(entry.notes)}}}" if entry.notes else ""
             fields.append((rf"\textbf{{{text}}}" if entry.best else text) + raised)
-        out.append(" & ".join(fields) + r" \\")
-    out += [r"\bottomrule", r"\end{tabular}"]
+        body.append(" & ".join(fields) + r" \\")
+    out += fitted([*body, r"\bottomrule", r"\end{tabular}"])
     if table.notes:
         out.append("\\par\\smallskip\\begin{minipage}{\\linewidth}\\footnotesize\\raggedright")
         out += [rf"\textsuperscript{{{letter}}}~{escape_latex(text)}\par" for text, letter in table.notes.items()]

@@ -299,7 +299,7 @@ def test_a_metric_that_is_inapplicable_throughout_is_said_in_the_caption_and_fil
             without_prompts(records.record("ldm", "quality", 128), "seam@32: other")]
     table = table_of(made)
     assert "CLIP score@scenes-clip is inapplicable throughout: the method takes no prompt." in table.caption
-    assert "seam@32 is inapplicable throughout: 64x64 px images have no border; other." in table.caption
+    assert "Seam@32 is inapplicable throughout: 64x64 px images have no border; other." in table.caption
     assert not {"clip-score@scenes-clip", "seam@32"} & {column.field for column in table.columns}
     assert table.notes == {}
 

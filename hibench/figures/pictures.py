@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hibench import draw
 from hibench.figures.catalogue import Cell, Figure, Line
 from hibench.figures.pick import FIELDS, both, metric_of, pick, rows_of, title_of, value_of
-from hibench.figures.table import caption
+from hibench.figures.table import ARROWS, better_of, caption
 from hibench.lines import Row, resolution_text
 from hibench.show import fit
 
@@ -42,7 +42,8 @@ def plot(figure: Figure, rows: list[Row]) -> tuple[draw.Drawn, list[Row]]:
             every += x
             handles[line.label] = axes.errorbar(x, y, yerr=pm, capsize=1.8, elinewidth=0.8, capthick=0.8, **look)
         title, second = title_of(metric)
-        axes.set_ylabel(f"{title} {second}".strip())
+        second = second if second.startswith("@") or not second else f" ({second})"
+        axes.set_ylabel(f"{title}{second}{ARROWS[better_of(metric, behind)]}")
         axes.set_xlabel({"resolution": "Resolution (pixels)", "steps": "Sampler steps", "latency": "Latency per image (s)",
                          "sparsity": "Sparsity"}[figure.x])
         if figure.x == "latency" and handles:
@@ -104,16 +105,17 @@ def _picture(rows: list[Row], line: Line, at: Cell, results: Path) -> tuple["dic
 
 
 def _sheet(figure: Figure, heads: list[str], cells: list[list[Any]], *, inset: bool) -> tuple[draw.Drawn, list[Row]]:
-    """Pictures 1:1 on a page; of the seeds the lowest that the most cells have."""
+    """Pictures 1:1 on a page; of the seeds the lowest that the most cells have. `inset` is for nothing without any picture."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
+    labels = [] if inset else [line.label for line in figure.lines]
+    inset = inset and any(seeds for line in cells for seeds, _, _ in line)
     counts: dict[int, int] = {}
     for seeds, _, _ in (cell for line in cells for cell in line):
         for seed in seeds:
             counts[seed] = counts.get(seed, 0) + 1
     seed = min((one for one, count in counts.items() if count == max(counts.values())), default=0)
-    labels = [] if inset else [line.label for line in figure.lines]
     left = 20 + max((11 * len(label) for label in labels), default=0)
     deep = SIDE + (INSET * 2 + 6 if inset else 0)
     wide, tall = left + len(heads) * (SIDE + 6), 40 + len(cells) * (deep + 6)
@@ -130,13 +132,14 @@ def _sheet(figure: Figure, heads: list[str], cells: list[list[Any]], *, inset: b
             for at, (seeds, reason, _) in enumerate(line):
                 _place(canvas, left + at * (SIDE + 6), top, wide, tall, seeds.get(seed), reason or "no sample", inset)
     said = f"{caption(figure, behind)} Seed {seed}."
-    said += " Below each: its middle at native pixels, enlarged twice." if inset else " Each scaled to one display size."
+    said += " Below each: the framed middle at native pixels, enlarged twice." if inset else " Each scaled to one display size."
     return draw.Drawn(figure.name, said, canvas), behind
 
 
 def _place(canvas: Any, x: int, y: int, wide: int, tall: int, path: Path | None, reason: str, inset: bool) -> None:
     """One picture, or a grey square with the reason; with `inset` its middle at native pixels below it."""
     import numpy as np
+    from matplotlib.patches import Rectangle
     from PIL import Image
 
     def axes_at(top: int, side: int, left: int = x) -> "Axes":
@@ -150,10 +153,17 @@ def _place(canvas: Any, x: int, y: int, wide: int, tall: int, path: Path | None,
         return
     with Image.open(path) as opened:
         image = opened.convert("RGB")
-    axes_at(y, SIDE).imshow(np.asarray(_square(fit(image, SIDE), SIDE)), interpolation="none", aspect="auto")
+    whole = fit(image, SIDE)
+    top = axes_at(y, SIDE)
+    top.imshow(np.asarray(_square(whole, SIDE)), interpolation="none", aspect="auto")
     if inset:
         part = min(INSET, *image.size)
         corner = ((image.width - part) // 2, (image.height - part) // 2)
+        framed = part * whole.width / image.width         # the side of the part as the whole picture shows it
+        if framed < min(whole.size):
+            edge = (SIDE - framed) / 2 - 0.5
+            for colour, width in (("black", 1.6), ("white", 0.7)):
+                top.add_patch(Rectangle((edge, edge), framed, framed, fill=False, edgecolor=colour, linewidth=width))
         crop = image.crop((*corner, corner[0] + part, corner[1] + part))
         shown = crop.resize((2 * part, 2 * part), Image.Resampling.NEAREST)
         axes_at(y + SIDE + 6, 2 * INSET, x + (SIDE - 2 * INSET) // 2).imshow(

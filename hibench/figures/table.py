@@ -10,9 +10,9 @@ from typing import Any
 from hibench.figures.catalogue import Figure
 from hibench.figures.pick import FIELDS, Value, both, metric_of, pick, title_of
 from hibench.lines import BASELINES, NOTHING, Row, format_value, plain, resolution_text
-from hibench.typeset import escape_latex, escape_markdown
+from hibench.typeset import escape_latex, escape_markdown, fitted, stacked
 
-__all__ = ["Filled", "caption", "fill", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["ARROWS", "Filled", "better_of", "caption", "fill", "to_csv", "to_latex", "to_markdown"]
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "none": ""}
 
@@ -36,7 +36,7 @@ def fill(figure: Figure, rows: list[Row]) -> Filled:
     for at, column in enumerate(figure.columns):
         metric = column.metric if column.metric in FIELDS else metric_of(rows, column.metric)
         values = [pick(rows, line, metric, both(line.at, column.at)) for line in figure.lines]
-        better = _better(metric, values)
+        better = better_of(metric, [value.row for value in values if value.row])
         title, second = title_of(metric)
         where = resolution_text(*column.at.resolution) if column.at.resolution else ""
         where += f" {column.at.steps} steps" if column.at.steps else ""
@@ -51,10 +51,11 @@ def fill(figure: Figure, rows: list[Row]) -> Filled:
     return Filled(figure, heads, [list(line) for line in zip(*columns)], notes, best)
 
 
-def _better(metric: str, values: list[Value]) -> str:
+def better_of(metric: str, rows: list[Row]) -> str:
+    """Which direction is better, "lower", "higher" or "none", as FIELDS or the first of the records with the metric says."""
     if metric in FIELDS:
         return FIELDS[metric][4]
-    entries = [value.row["_metrics"][metric] for value in values if value.row and metric in value.row["_metrics"]]
+    entries = [row["_metrics"][metric] for row in rows if metric in row["_metrics"]]
     return next((str(entry["better"]) for entry in entries if entry.get("better")), "none")
 
 
@@ -114,21 +115,23 @@ def _texts(filled: Filled) -> list[list[tuple[str, str, bool]]]:
 
 
 def to_latex(filled: Filled) -> str:
-    """A floating table for one or two columns, by its width; needs booktabs."""
+    """A floating table for one or two columns, by its width; needs booktabs and graphicx."""
     figure, wide = filled.figure, "*" if len(filled.heads) > 3 else ""
-    heads = [""] + [rf"\shortstack{{{escape_latex(title)}\\{{\scriptsize {escape_latex(second)}}}}}" if second
-                    else escape_latex(title) for title, second in filled.heads]
-    out = ["% needs \\usepackage{booktabs}", rf"\begin{{table{wide}}}", r"\centering\small",
-           rf"\caption{{{escape_latex(caption(figure, rows_behind(filled)))}}}", rf"\label{{tab:{figure.name}}}",
-           rf"\begin{{tabular}}{{l{'r' * len(filled.heads)}}}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
+    heads = [""] + [stacked(title, second) for title, second in filled.heads]
+    body = [rf"\begin{{tabular}}{{l{'r' * len(filled.heads)}}}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
     for line, cells in zip(figure.lines, _texts(filled)):
         said = [escape_latex(line.label)]
         for text, note, best in cells:
             shown = rf"\textbf{{{escape_latex(text)}}}" if best else escape_latex(text)
             said.append(shown + (rf"\textsuperscript{{{note}}}" if note else ""))
-        out.append(" & ".join(said) + r" \\")
-    out += [r"\bottomrule", r"\end{tabular}"]
-    out += [rf"\par\footnotesize\textsuperscript{{{letter}}}~{escape_latex(text)}" for text, letter in filled.notes.items()]
+        body.append(" & ".join(said) + r" \\")
+    out = ["% needs \\usepackage{booktabs,graphicx}", rf"\begin{{table{wide}}}",
+           r"\centering\small\setlength{\belowcaptionskip}{4pt}",
+           rf"\caption{{{escape_latex(caption(figure, rows_behind(filled)))}}}", rf"\label{{tab:{figure.name}}}",
+           *fitted([*body, r"\bottomrule", r"\end{tabular}"])]
+    if filled.notes:
+        notes = [rf"\textsuperscript{{{letter}}}~{escape_latex(text)}" for text, letter in filled.notes.items()]
+        out += [r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize\raggedright", ";\n".join(notes), r"\end{minipage}"]
     return "\n".join([*out, rf"\end{{table{wide}}}"]) + "\n"
 
 
