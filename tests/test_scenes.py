@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hibench.errors import SpecError
-from hibench.references import scenes
+from hibench.references import scene_content, scene_hash, scene_surfaces, scenes
 from hibench.references.scene_cache import rendered
 
 
@@ -23,7 +23,7 @@ def box(images: torch.Tensor, factor: int) -> torch.Tensor:
 def test_hash_is_splitmix64() -> None:
     """The published test vector: the first output of splitmix64 seeded with 1234567 is 6457827717110365317."""
     with np.errstate(over="ignore"):
-        first = scenes._mix(np.array([1234567], np.uint64) + scenes._GOLDEN)
+        first = scene_hash.mix(np.array([1234567], np.uint64) + scene_hash.GOLDEN)
     assert int(first[0]) == 6457827717110365317
 
 
@@ -88,7 +88,7 @@ def test_captions_tell_the_truth(seed: int) -> None:
     assert s.caption.endswith(f" on {s.labels['ground']}")
     assert f"{s.labels['colour']} {s.labels['shape']}" in s.caption
     for o in s.objects:
-        low, high = scenes._RADII[o.size]
+        low, high = scene_content.RADII[o.size]
         assert low <= o.r <= high
         assert o.r <= o.x <= 1 - o.r
         assert o.r <= o.y <= 1 - o.r
@@ -111,8 +111,8 @@ def test_the_salient_object_has_its_colour() -> None:
         colour = image[:, y - 1 : y + 2, x - 1 : x + 2].mean((1, 2)).numpy()
 
         def distance(name: str, colour: np.ndarray = colour) -> float:
-            h, s, v = scenes._HSV[name]
-            rgb = scenes._rgb(np.array([h]), np.array([s]), np.array([v]))[0]
+            h, s, v = scene_surfaces.HSV[name]
+            rgb = scene_surfaces.hsv_to_rgb(np.array([h]), np.array([s]), np.array([v]))[0]
             return float(np.abs(rgb / np.linalg.norm(rgb) - colour / np.linalg.norm(colour)).sum())
 
         assert min(scenes.COLOURS, key=distance) == o.colour, seed
