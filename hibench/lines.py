@@ -90,6 +90,7 @@ def interval(row: Row | None, name: str) -> tuple[float, float, float] | None:
 def pair(rows: Iterable[Row]) -> list[Line]:
     """Join the speed and the quality row of the same method, axes and options; several machines give several lines."""
     lines: dict[tuple[Any, ...], Line] = {}
+    beside: dict[tuple[Any, ...], list[Line]] = {}        # the lines of all machines at one place
     quality: dict[tuple[Any, ...], Row] = {}
     order: dict[str, int] = {}
     for row in rows:
@@ -99,15 +100,18 @@ def pair(rows: Iterable[Row]) -> list[Line]:
                  row["sparsity"] or 0.0, options)
         if row["kind"] == "speed":
             on = (*place, row["hardware"])
-            lines[on] = Line(*place, hardware=row["hardware"], speed=row)
+            if on in lines:
+                lines[on].speed = row
+            else:
+                lines[on] = Line(*place, hardware=row["hardware"], speed=row)
+                beside.setdefault(place, []).append(lines[on])
         elif row["kind"] == "quality":
             quality[place] = row
     for place, row in quality.items():
-        mine = [line for key, line in lines.items() if key[:-1] == place]
-        if not mine:
-            nowhere = (*place, None)
-            mine = [lines.setdefault(nowhere, Line(*place))]
-        for line in mine:
+        if place not in beside:
+            lines[(*place, None)] = Line(*place)
+            beside[place] = [lines[(*place, None)]]
+        for line in beside[place]:
             line.quality = row
     sparse = len({line.sparsity for line in lines.values() if not line.role}) > 1
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from hibench.errors import HibenchError
 
-__all__ = ["SCHEMA", "Corrupt", "Store", "clean_errors", "finite", "read_json", "read_record", "utc_now",
+__all__ = ["SCHEMA", "Corrupt", "Store", "check_record", "clean_errors", "finite", "read_json", "read_record", "utc_now",
            "write_json"]
 
 SCHEMA = 1                                                     # of record.json; this version reads nothing newer
@@ -173,15 +173,10 @@ class Store:
         return said
 
     def records(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Every record that can be read, by key and id, and one sentence for each that cannot."""
-        found, problems = [], []
-        for folder in _subfolders(self.cells):
-            for cell in _subfolders(folder):
-                try:
-                    found.append(read_record(Path(cell) / "record.json", os.path.basename(cell)))
-                except Corrupt as error:
-                    problems.append(str(error))
-        return sorted(found, key=lambda record: (record["key"], record["id"])), problems
+        """Every record that can be read, by key and id (to be left unchanged), and one sentence for each that cannot."""
+        from hibench.record_index import load_records
+
+        return load_records(self.root)
 
     # -- manifests -----------------------------------------------------------------------------------------------------
 
@@ -245,6 +240,11 @@ def read_record(path: Path, id: str) -> dict[str, Any]:
         raise Corrupt(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise Corrupt(f"{path}: is corrupt ({error})") from error
+    return check_record(record, path, id)
+
+
+def check_record(record: Any, path: Path, id: str) -> dict[str, Any]:
+    """What stood in the file `path`, if it is the record of cell `id`; raises as `read_record` does."""
     if not isinstance(record, dict):
         raise Corrupt(f"{path}: is corrupt (no JSON object)")
     schema = record.get("schema")
@@ -257,14 +257,6 @@ def read_record(path: Path, id: str) -> dict[str, Any]:
     if record["id"] != id:
         raise Corrupt(f"{path}: is corrupt (it says id {record['id']}, its folder {id})")
     return record
-
-
-def _subfolders(path: str | Path) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(entry.path for entry in entries if entry.is_dir())
-    except FileNotFoundError:
-        return []
 
 
 def _sync_folder(path: Path) -> None:

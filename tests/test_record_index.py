@@ -1,0 +1,204 @@
+"""The index of records: what it gives is what the files say, whatever has happened to them, and to it, in between."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hibench import record_index as module
+from hibench.errors import HibenchError
+from hibench.store import Store, write_json
+
+ENV = {"hardware": {"cpu": "x"}, "hardware_digest": "h", "software_digest": "s"}
+
+
+def record(id: str, **changes) -> dict:
+    return {"schema": 1, "id": id, "key": f"toy/speed/{id}", "kind": "speed", "status": "ok", "method": {"name": "toy"},
+            "axes": {"height": 1, "width": 1}, "env": dict(ENV), "wall_s": 0.1, **changes}
+
+
+def put(root: Path, id: str, **changes) -> Path:
+    folder = root / "cells" / id[:2] / id
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "record.json", record(id, **changes), durable=False)
+    return folder / "record.json"
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A directory of 40 cells whose index is written as soon as one record is new."""
+    monkeypatch.setenv("HIBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "FEWEST", 0)
+    root = tmp_path / "results"
+    for number in range(40):
+        put(root, f"{number % 4:02}{number:02}")
+    return root
+
+
+def read_count(monkeypatch) -> list[str]:
+    """Paths of the files that are read from now on."""
+    read, real = [], module._content
+    monkeypatch.setattr(module, "_content", lambda path: (read.append(path), real(path))[1])
+    return read
+
+
+def ids(root: Path) -> list[str]:
+    return [one["id"] for one in Store(root).records()[0]]
+
+
+def test_the_index_gives_what_the_files_say_without_reading_them(results, monkeypatch):
+    first, problems = Store(results).records()
+    assert problems == []
+    assert [one["key"] for one in first] == sorted(f"toy/speed/{number % 4:02}{number:02}" for number in range(40))
+    read = read_count(monkeypatch)
+    assert Store(results).records() == (first, [])
+    assert read == []
+    assert module.index_file(results).stat().st_mode & 0o077 == 0
+
+
+def test_few_records_get_no_index(results, monkeypatch):
+    monkeypatch.setattr(module, "FEWEST", 40)
+    assert len(ids(results)) == 40
+    assert not module.index_file(results).exists()
+
+
+def test_a_published_cell_an_edited_one_and_a_removed_one_are_seen(results):
+    ids(results)
+    store = Store(results)
+    store.create()
+    store.staging("9999")
+    store.publish("9999", record("9999"))
+    path = results / "cells" / "01" / "0105" / "record.json"
+    before = path.stat()
+    path.write_text(path.read_text().replace('"ok"', '"ko"'))                # as long as before, and dated back
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    shutil.rmtree(results / "cells" / "02" / "0206")
+    found = {one["id"]: one for one in store.records()[0]}
+    assert len(found) == 40
+    assert found["9999"] == record("9999")
+    assert found["0105"]["status"] == "ko"
+    assert "0206" not in found
+
+
+def test_two_cells_that_change_places_are_not_mixed_up(results):
+    ids(results)
+    one, two = (results / "cells" / "00" / id / "record.json" for id in ("0000", "0004"))
+    aside = one.with_name("aside")
+    one.rename(aside)
+    two.rename(one)
+    aside.rename(two)
+    found, problems = Store(results).records()
+    assert len(found) == 38
+    assert len(problems) == 2
+    assert "it says id 0004, its folder 0000" in problems[0]
+
+
+def test_a_copy_is_read_from_its_own_files(results, tmp_path):
+    ids(results)
+    copy = tmp_path / "copy"
+    shutil.copytree(results, copy)                                          # with the times of the original
+    put(copy, "0000", status="died")
+    assert Store(copy).records()[0][0]["status"] == "died"
+    assert Store(results).records()[0][0]["status"] == "ok"
+    shutil.rmtree(results)
+    copy.rename(results)                                                    # under the name that has an index
+    assert Store(results).records()[0][0]["status"] == "died"
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-1],
+    lambda data: data[:-9] + b"!" + data[-8:],
+    lambda data: b"",
+    lambda data: data.replace(b'"marshal"', b'"marshaL"'),
+    lambda data: data.replace(b"results", b"resultz"),
+])
+def test_a_damaged_or_foreign_index_is_not_believed(results, damage):
+    want = ids(results)
+    path = module.index_file(results)
+    path.write_bytes(damage(path.read_bytes()))
+    assert module._read_index(results) == {}
+    assert ids(results) == want
+    assert len(module._read_index(results)) == 40                           # it is written again
+
+
+def test_an_index_of_another_user_is_not_believed(results, monkeypatch):
+    ids(results)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert module._read_index(results) == {}
+
+
+def test_where_no_index_can_be_written_the_files_are_read(results, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert len(ids(results)) == 40
+    assert len(ids(results)) == 40
+    assert list(module.index_file(results).parent.iterdir()) == []
+
+
+def test_the_indexes_of_directories_that_are_gone_go_too(results, tmp_path):
+    put(tmp_path / "other", "0000")
+    ids(tmp_path / "other")
+    ids(results)
+    assert module.index_file(tmp_path / "other").exists()
+    shutil.rmtree(tmp_path / "other")
+    put(results, "9999")
+    put(results, "9998")
+    put(results, "9997")
+    ids(results)
+    assert [path.name for path in module.index_file(results).parent.iterdir()] == [module.index_file(results).name]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"schema": 1}', b'{"half', b"\xff\xfe", b'{"schema": 1}, {"schema": 1}'])
+def test_one_damaged_record_is_named_and_its_neighbours_are_there(results, content):
+    path = results / "cells" / "00" / "0004" / "record.json"
+    path.write_bytes(content)
+    (results / "cells" / "01" / "0101" / "record.json").unlink()
+    for _ in range(2):                                                      # the second time with an index
+        found, problems = Store(results).records()
+        assert len(found) == 38
+        assert len(problems) == 2
+        assert str(path) in problems[0]
+        assert "is corrupt" in problems[0]
+        assert "is not there" in problems[1]
+
+
+def test_a_newer_schema_is_refused_with_and_without_an_index(results):
+    ids(results)
+    put(results, "0000", schema=99)
+    with pytest.raises(HibenchError, match="record of schema 99"):
+        ids(results)
+
+
+def test_equal_environments_are_one_object_and_different_ones_are_not(results):
+    put(results, "0000", env={**ENV, "hardware": {"cpu": "y"}})              # the same digest, and yet another
+    for _ in range(2):
+        found = Store(results).records()[0]
+        assert found[0]["env"]["hardware"] == {"cpu": "y"}
+        assert found[1]["env"] is found[2]["env"]
+        assert found[1]["env"] == ENV
+
+
+def test_the_collector_is_left_as_it_was():
+    assert gc.isenabled()
+    with contextlib.suppress(KeyError), module.without_collector():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with module.without_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_no_records_is_an_empty_list(tmp_path):
+    assert Store(tmp_path / "nowhere").records() == ([], [])
