@@ -11,6 +11,7 @@ from PIL import Image
 
 from hibench import features
 from hibench.errors import SpecError
+from hibench.extractors.cache import cache_key
 from hibench.extractors.crops import CropExtractor, CropPlan
 from hibench.extractors.pixels import Spectrum, SwdPatches
 from hibench.references import FolderReference, ScenesReference
@@ -129,16 +130,16 @@ def test_reference_features_are_made_once_per_content_and_resolution(tmp_path: P
 def test_the_cache_key_follows_everything_a_number_depends_on(tmp_path: Path) -> None:
     Image.fromarray(noise(1)[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     extractor = Mean()
-    keys = {features.cache_key(FolderReference(tmp_path), extractor, None)}
+    keys = {cache_key(FolderReference(tmp_path), extractor, None)}
     for attribute, value in (("name", "other"), ("weights_sha256", "1" * 64), ("resize", "tf1")):
         changed = Mean()
         setattr(changed, attribute, value)
-        keys.add(features.cache_key(FolderReference(tmp_path), changed, None))
-    keys.add(features.cache_key(FolderReference(tmp_path), extractor, (8, 8)))
-    keys.add(features.cache_key(FolderReference(tmp_path), CropExtractor(extractor, CropPlan(4)), None))
-    keys.add(features.cache_key(FolderReference(tmp_path), CropExtractor(extractor, CropPlan(4, seed=1)), None))
+        keys.add(cache_key(FolderReference(tmp_path), changed, None))
+    keys.add(cache_key(FolderReference(tmp_path), extractor, (8, 8)))
+    keys.add(cache_key(FolderReference(tmp_path), CropExtractor(extractor, CropPlan(4)), None))
+    keys.add(cache_key(FolderReference(tmp_path), CropExtractor(extractor, CropPlan(4, seed=1)), None))
     Image.fromarray(noise(1, seed=5)[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
-    keys.add(features.cache_key(FolderReference(tmp_path), extractor, None))
+    keys.add(cache_key(FolderReference(tmp_path), extractor, None))
     assert len(keys) == 8
 
 
