@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, to_uint8
 from hibench.errors import AdapterError, MissingWeights
 from methods.diffusion.schedules import check_steps
-from methods.ldm.configs import MODELS, model_params
+from methods.ldm.configs import MODELS, TEXT_MODELS, model_params
 from methods.ldm.diffusers_format import is_pipeline, load_pipeline, pipeline_params
 from methods.ldm.options import complete_options
 from methods.ldm.variants import folder_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from methods.ldm.model import LatentDiffusion
     from methods.ldm.sampling import Patches, Plan
+    from methods.ldm.words import Tokenizer
 
 __all__ = ["LDM", "REFERENCE"]
 
@@ -50,6 +51,7 @@ class LDM(Batched):
         self.model: LatentDiffusion | None = None
         self.loaded = ""                            # a sentence on what was loaded
         self._plans: dict[int, Plan] = {}
+        self._tokenizer: Tokenizer | None = None    # of a text encoder, once it was needed
 
     @property
     def path(self) -> Path:
@@ -148,7 +150,8 @@ class LDM(Batched):
 
     def generate_batch(self, resolution: Resolution, seeds: Sequence[int], *, steps: int | None = None, sparsity: float = 0.0,
                        prompts: Sequence[str] | None = None, stage: Stage = NULL_STAGE) -> "Tensor":
-        """Images uint8 [B, 3, H, W] on the device; image i depends on seeds[i] alone. Prompts are not used."""
+        """Images uint8 [B, 3, H, W] on the device; image i depends on seeds[i] alone, of a text-conditional network on
+        prompts[i], too (None: the caption of the scene of its seed)."""
         import torch
 
         if self.model is None:
@@ -161,12 +164,9 @@ class LDM(Batched):
         with torch.inference_mode():
             plan = self._plan(steps)
             context = null = None
-            if self.model.cond_stage_model is not None:
+            if self.params["unet_config"]["params"].get("context_dim") is not None:
                 with stage("encode"):
-                    from methods.ldm.classes import class_context
-
-                    null_class = self.params.get("unconditional_class")
-                    context, null = class_context(self.model, seeds, self.options, null_class, self.device)
+                    context, null = self._context(seeds, prompts)
             with stage("denoise"):
                 z = self._denoise(resolution, seeds, plan, context, null, stage)
             with stage("decode"):
@@ -174,6 +174,34 @@ class LDM(Batched):
         windows = self._windows(resolution)
         stage.effective(steps=len(plan), nfe=len(plan) * windows * (1 if null is None else 2), tiles=windows)
         return images
+
+    def _context(self, seeds: Sequence[int], prompts: Sequence[str] | None) -> "tuple[Tensor, Tensor | None]":
+        """What cross-attention sees of each image, [B, M, D], and under guidance the same of nothing."""
+        from methods.ldm.classes import class_context
+        from methods.ldm.text import TextEncoder, find_tokenizer, text_context
+
+        assert self.model is not None
+        encoder = self.model.cond_stage_model
+        if not isinstance(encoder, TextEncoder):
+            return class_context(self.model, seeds, self.options, self.params.get("unconditional_class"), self.device)
+        texts = self.captions(seeds) if prompts is None else prompts
+        if len(texts) != len(seeds):
+            raise AdapterError(f"ldm: {len(seeds)} seeds but {len(texts)} prompts; give one prompt per seed")
+        if self._tokenizer is None:
+            self._tokenizer = find_tokenizer(encoder, self.path, self.options["vocabulary"], self.weights == "random")
+        return text_context(encoder, self._tokenizer, texts, self.options, self.device)
+
+    @staticmethod
+    def captions(seeds: Sequence[int]) -> list[str]:
+        """The prompts of a text-conditional network where none are given: what the scenes of these seeds show."""
+        from hibench.references.scenes import captions
+
+        return captions(seeds)
+
+    @staticmethod
+    def captioned(options: dict[str, Any]) -> bool:
+        """Whether a network with these options is conditioned on text, so that `captions` tell what its images show."""
+        return options.get("variant") == "text" or options.get("config") in TEXT_MODELS
 
     def _plan(self, steps: int) -> Plan:
         """Coefficients and embeddings for a step count, made once."""
@@ -265,7 +293,7 @@ class LDM(Batched):
 
         digest = hashlib.sha256()
         for file in weight_files(self.path):
-            if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt", ".bin"):
+            if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt", ".bin") or file.name == "vocab.txt":
                 digest.update(file.read_bytes())
         digest.update(json.dumps(self.params, sort_keys=True).encode())
         return digest.hexdigest()

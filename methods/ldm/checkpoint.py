@@ -24,7 +24,7 @@ __all__ = ["Loaded", "ema_names", "fill", "find_config", "folder_file", "load_ch
 
 # Buffers and training-only parts of official checkpoints that sampling does not need.
 IGNORED = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights", "logvar", "model_ema.",
-           "first_stage_model.loss.", "loss.", "cond_ids")
+           "first_stage_model.loss.", "loss.", "cond_ids", "cond_stage_model.transformer.to_logits.")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def weight_files(path: Path) -> list[Path]:
         return [path]
     if not (path / "unet.safetensors").exists():
         return sorted(path.rglob("*"))
-    parts = [folder_file(path, name) for name in ("cond", "first_stage", "unet")]
+    parts = [*(folder_file(path, name) for name in ("cond", "first_stage", "unet")), path / "vocab.txt"]
     return [part for part in parts if part.exists()]
 
 

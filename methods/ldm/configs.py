@@ -6,11 +6,11 @@ from typing import Any
 
 from hibench.errors import SpecError, did_you_mean
 
-__all__ = ["FIRST_STAGES", "MODELS", "PUBLISHED", "PUBLISHED_FIRST_STAGES", "first_stage_config", "model_params"]
+__all__ = ["FIRST_STAGES", "MODELS", "PUBLISHED", "PUBLISHED_FIRST_STAGES", "TEXT_MODELS", "first_stage_config", "model_params"]
 
 VQ, KL = "ldm.models.autoencoder.VQModelInterface", "ldm.models.autoencoder.AutoencoderKL"
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
-CLASS = "ldm.modules.encoders.modules.ClassEmbedder"
+ENCODERS = "ldm.modules.encoders.modules."
 
 # name: (latent channels, channel multipliers, attention at these sizes of a 256 px image, codes or None for KL, attention type)
 FIRST_STAGES: dict[str, tuple[int, list[int], list[int], int | None, str]] = {
@@ -54,8 +54,12 @@ def first_stage_config(name: str) -> dict[str, Any]:
 
 def model(first: str, size: int, z: int, channels: int, mult: list[int], attention: list[int], *, end: float = 0.0195,
           start: float = 0.0015, loss: str = "l2", extra_in: int = 0, classes: int = 0, class_dim: int = 512,
-          heads: int | None = None, scale_by_std: bool = False, **unet: Any) -> dict[str, Any]:
-    """`model.params` in the structure of the official yaml files; without `heads`, 32 channels per head."""
+          heads: int | None = None, scale_by_std: bool = False, text: tuple[int, int] | None = None,
+          scale_factor: float = 1.0, **unet: Any) -> dict[str, Any]:
+    """`model.params` in the structure of the official yaml files; without `heads`, 32 channels per head.
+
+    `text`: width and depth of the text encoder.
+    """
     params: dict[str, Any] = {
         "image_size": size, "in_channels": z + extra_in, "out_channels": z, "model_channels": channels, "num_res_blocks": 2,
         "attention_resolutions": attention, "channel_mult": mult, **unet}
@@ -63,16 +67,22 @@ def model(first: str, size: int, z: int, channels: int, mult: list[int], attenti
     condition: Any = "__is_unconditional__"
     if classes:
         params |= {"use_spatial_transformer": True, "transformer_depth": 1, "context_dim": class_dim}
-        condition = {"target": CLASS, "params": {"n_classes": classes, "embed_dim": class_dim, "key": "class_label"}}
+        condition = {"target": f"{ENCODERS}ClassEmbedder",
+                     "params": {"n_classes": classes, "embed_dim": class_dim, "key": "class_label"}}
+    if text is not None:
+        params |= {"use_spatial_transformer": True, "transformer_depth": 1, "context_dim": text[0]}
+        condition = {"target": f"{ENCODERS}BERTEmbedder", "params": {"n_embed": text[0], "n_layer": text[1]}}
     return {"linear_start": start, "linear_end": end, "timesteps": 1000, "loss_type": loss, "scale_by_std": scale_by_std,
             "unconditional_class": 1000 if classes == 1001 else None,
             "unet_config": {"target": UNET, "params": params}, "first_stage_config": first_stage_config(first),
-            "cond_stage_config": condition}
+            "cond_stage_config": condition} | ({} if scale_factor == 1.0 else {"scale_factor": scale_factor})
 
 
 def semantic(size: int) -> dict[str, Any]:
     """Semantic synthesis at a latent size of 64 (256 px) or 128 (512 px): the rescaled label map is concatenated."""
-    return model("vq-f4", size, 3, 128, [1, 4, 8], [32, 16, 8], end=0.0205, loss="l1", extra_in=3, heads=8)
+    params = model("vq-f4", size, 3, 128, [1, 4, 8], [32, 16, 8], end=0.0205, loss="l1", extra_in=3, heads=8)
+    rescaler = {"n_stages": 2, "in_channels": 182, "out_channels": 3}
+    return params | {"cond_stage_config": {"target": f"{ENCODERS}SpatialRescaler", "params": rescaler}}
 
 
 def tiny() -> dict[str, Any]:
@@ -96,6 +106,9 @@ def models() -> dict[str, dict[str, Any]]:
                                   scale_by_std=True, use_scale_shift_norm=True, resblock_updown=True),
         "cin256": model("vq-f8", 32, 4, 256, [1, 2, 4], [4, 2, 1], classes=1000),
         "cin256-v2": model("vq-f4", 64, 3, 192, [1, 2, 3, 5], [8, 4, 2], classes=1001, heads=1),
+        "text2img256": model("vq-f4", 64, 3, 192, [1, 2, 3, 5], [8, 4, 2], text=(640, 32)),
+        "txt2img-1p4B": model("kl-f8", 32, 4, 320, [1, 2, 4, 4], [4, 2, 1], start=0.00085, end=0.012, heads=8, text=(1280, 32),
+                              scale_factor=0.18215, legacy=False),
         "bsr_sr": model("vq-f4", 64, 3, 160, [1, 2, 2, 4], [16, 8], end=0.0155, extra_in=3),
         "inpainting_big": model("vq-f4-noattn", 64, 3, 256, [1, 2, 3, 4], [8, 4, 2], end=0.0205, loss="l1", extra_in=4, heads=8,
                                 resblock_updown=True),
@@ -105,8 +118,9 @@ def models() -> dict[str, dict[str, Any]]:
     }
 
 
-MODELS = ("ffhq256", "celebahq256", "lsun_beds256", "lsun_churches256", "cin256", "cin256-v2", "bsr_sr", "inpainting_big",
-          "semantic_synthesis256", "semantic_synthesis512", "tiny")
+MODELS = ("ffhq256", "celebahq256", "lsun_beds256", "lsun_churches256", "cin256", "cin256-v2", "text2img256", "txt2img-1p4B",
+          "bsr_sr", "inpainting_big", "semantic_synthesis256", "semantic_synthesis512", "tiny")
+TEXT_MODELS = ("text2img256", "txt2img-1p4B")
 
 
 def model_params(name: str) -> dict[str, Any]:

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hibench.errors import SpecError
 from methods.diffusion.schedules import alphas_cumprod, sqrt_linear_betas
+from methods.ldm.text import TextEncoder
 from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 from methods.nn.unet import UNet
 
-__all__ = ["ClassEmbedder", "LatentDiffusion", "empty_model", "random_model", "randomise"]
+__all__ = ["ClassEmbedder", "LatentDiffusion", "SpatialRescaler", "empty_model", "random_model", "randomise"]
 
 
 class ClassEmbedder(nn.Module):
@@ -27,6 +29,24 @@ class ClassEmbedder(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         """int64 [B] -> [B, 1, embed_dim]."""
         return self.embedding(labels[:, None])
+
+
+class SpatialRescaler(nn.Module):
+    """A map [B, in_channels, H, W], halved bilinearly `n_stages` times, to [B, out_channels, h, w] (official name, too)."""
+
+    def __init__(self, n_stages: int = 1, in_channels: int = 3, out_channels: int = 3, multiplier: float = 0.5,
+                 method: str = "bilinear", bias: bool = False) -> None:
+        super().__init__()
+        if (multiplier, method) != (0.5, "bilinear"):
+            raise SpecError(f"ldm: a rescaler by {multiplier:g} ({method}) is not known; published ones halve bilinearly")
+        self.n_stages, self.in_channels = n_stages, in_channels
+        self.channel_mapper = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H / 2^n_stages, W / 2^n_stages]."""
+        for _ in range(self.n_stages):
+            x = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
+        return self.channel_mapper(x)
 
 
 class LatentDiffusion(nn.Module):
@@ -81,9 +101,10 @@ class LatentDiffusion(nn.Module):
 
 
 def build_condition(config: Any) -> nn.Module | None:
-    """From an official `cond_stage_config`: a class embedder, or None where the condition needs no weights."""
-    target = config.get("target", "") if isinstance(config, dict) else ""
-    return ClassEmbedder(**config["params"]) if target.endswith("ClassEmbedder") else None
+    """From an official `cond_stage_config`: what embeds classes, text or label maps; None where no weights are needed."""
+    kinds = {"ClassEmbedder": ClassEmbedder, "BERTEmbedder": TextEncoder, "SpatialRescaler": SpatialRescaler}
+    target = config.get("target", "").rpartition(".")[2] if isinstance(config, dict) else ""
+    return kinds[target](**config["params"]) if target in kinds else None
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ __all__ = ["OPTIONS", "complete_options"]
 
 OPTIONS: dict[str, Any] = {                         # option: default
     "config": None,                                 # a published configuration by name; None = what lies beside the weights
-    "variant": None,                                # "class", "super-resolution", "inpainting": that network of the folder
+    "variant": None,                                # "class", "text", "super-resolution", "inpainting": that network
     "eta": 0.0,                                     # 0: deterministic DDIM; 1: DDPM's variance
     "sampler": "ddim",                              # "ddim", "ddpm" (ancestral), "dpm++2m" (DPM-Solver++(2M))
     "compat": None,                                 # "official": do as the paper's code with counts that do not divide 1000
@@ -20,6 +20,7 @@ OPTIONS: dict[str, Any] = {                         # option: default
     "class": None,                                  # class-conditional models: this class; None = the seed picks one
     "guidance": 1.0,                                # classifier-free guidance scale; 1 = none
     "null_class": None,                             # the class that stands for "none" in guidance; None = as configured
+    "vocabulary": None,                             # of a text encoder: its vocab.txt; None = the one beside the weights
     "patch": None,                                  # denoise in windows of this many latents (the paper's 128); None = at once
     "patch_stride": None,                           # None = half a window
     "decode_tile": None,                            # decode in tiles of this many latents, blended; None = at once
@@ -45,6 +46,8 @@ def complete_options(given: dict[str, Any], weights: str) -> dict[str, Any]:
     for key in ("class", "null_class"):
         if options[key] is not None and type(options[key]) is not int:
             raise SpecError(f"ldm: option {key}: {options[key]!r} is not the number of a class")
+    if options["vocabulary"] is not None and not isinstance(options["vocabulary"], str):
+        raise SpecError(f"ldm: option vocabulary: {options['vocabulary']!r} is not the path of a file")
     if type(options["ema"]) is not bool:
         raise SpecError(f"ldm: option ema: {options['ema']!r} is not true or false")
     if options["variant"] is not None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered, say
 from methods.ldm.masks import draw_masks
-from methods.ldm.variants import CLASSES, check_variant
+from methods.ldm.variants import CLASSES, TOKENS, check_variant
+from methods.ldm.words import Tokenizer, scene_vocabulary
 
 __all__ = ["LARGE", "Pool", "make_pool", "reduce", "super_resolution_images"]
 
@@ -29,7 +30,7 @@ class Pool(NamedTuple):
 
     latents: Tensor                                 # scaled, before quantisation, float16 [N, C, h, w]
     concat: Tensor                                  # float16 [N, k, h, w]
-    labels: Tensor                                  # int64 [N]
+    labels: Tensor                                  # int64 [N]; of text int64 [N, TOKENS]
 
 
 def reduce(images: Tensor, factor: int) -> Tensor:
@@ -77,12 +78,19 @@ def make_pool(variant: str, encode: Callable[[Tensor], Tensor], factor: int, ima
             concat.append(_concat(variant, x, index, encode, factor).half())
             if start % 1000 == 0:
                 print(f"ldm {variant}: encoded {start}/{images}", flush=True)
-    labels = [scenes.class_index(TRAINING_SEED + i) for i in range(images)] if variant == "class" else []
-    assert all(0 <= label < CLASSES for label in labels)
-    tensors: dict[str, Any] = {"latents": torch.cat(latents), "concat": torch.cat(concat),
-                               "labels": torch.tensor(labels, dtype=torch.long)}
+    tensors: dict[str, Any] = {"latents": torch.cat(latents), "concat": torch.cat(concat), "labels": _labels(variant, images)}
     save_file(tensors, path)
     return Pool(**tensors)
+
+
+def _labels(variant: str, images: int) -> Tensor:
+    """What is told of the first `images` training scenes: the class, the tokens of the caption, or nothing."""
+    seeds = range(TRAINING_SEED, TRAINING_SEED + images)
+    if variant == "text":
+        return Tokenizer(scene_vocabulary()).encode(scenes.captions(seeds), TOKENS)
+    labels = [scenes.class_index(seed) for seed in seeds] if variant == "class" else []
+    assert all(0 <= label < CLASSES for label in labels)
+    return torch.tensor(labels, dtype=torch.long)
 
 
 def _concat(variant: str, x: Tensor, index: range, encode: Callable[[Tensor], Tensor], factor: int) -> Tensor:

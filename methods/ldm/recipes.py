@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hibench.errors import MissingWeights, SpecError
-from methods.ldm.configs import model_params
+from methods.ldm.configs import TEXT_MODELS, model_params
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,8 @@ def check_recipe(name: str) -> Recipe:
     """The recipe of a configuration; SpecError for one that has none."""
     model_params(name)
     if name not in RECIPES:
-        raise SpecError(f"train ldm: config {name} is conditioned on label maps, which no data set here has; "
+        what = "pairs of images and texts" if name in TEXT_MODELS else "label maps"
+        raise SpecError(f"train ldm: config {name} is conditioned on {what}, which no data set here has; "
                         f"there are recipes for: {', '.join(RECIPES)}")
     return RECIPES[name]
 

@@ -21,11 +21,13 @@ from methods.ldm.adapter import REFERENCE
 from methods.ldm.checkpoint import load_folder
 from methods.ldm.model import ClassEmbedder, LatentDiffusion, empty_model
 from methods.ldm.pool import Pool, make_pool
-from methods.ldm.variants import CLASSES, check_variant, variant_config, warm_start
+from methods.ldm.text import TextEncoder
+from methods.ldm.variants import CLASSES, TOKENS, check_variant, variant_config, warm_start
+from methods.ldm.words import Tokenizer, scene_vocabulary
 
 __all__ = ["DROP", "train_variant"]
 
-DROP = 0.1                                          # share of labels that are replaced by the class "none"
+DROP = 0.1                                          # share of labels that become the class "none", of captions that are emptied
 EMA_DECAY = 0.998
 
 
@@ -55,7 +57,9 @@ def train_variant(out: Path, variant: str, *, steps: int | None = None, images: 
     result, ema = _fit(network, pool, config, variant, steps, images, out, device, resume, max_seconds)
     ema.copy_to(network)
     for name, module in network.items():
-        save_file(_half(module.state_dict()), out / f"{name}.safetensors")
+        save_file(training.half_state(module.state_dict()), out / f"{name}.safetensors")
+    if variant == "text":
+        (out / "vocab.txt").write_text("\n".join(scene_vocabulary()) + "\n")
     (out / "first_stage.safetensors").write_bytes((base / "first_stage.safetensors").read_bytes())
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     training.write_training_json(
@@ -75,6 +79,7 @@ def _fit(network: nn.ModuleDict, pool: Pool, config: dict[str, Any], variant: st
     betas = schedules.sqrt_linear_betas(config["linear_start"], config["linear_end"], config["timesteps"])
     cumprod = torch.from_numpy(schedules.alphas_cumprod(betas)).float().to(device)
     weight = truncated_weight(cumprod)
+    empty = Tokenizer(scene_vocabulary()).encode([""], TOKENS)
 
     def step(k: int) -> dict[str, Tensor]:
         draw, index = training.step_generator(k, seed=2), training.batch_seeds(k, plan.batch, images, seed=2)
@@ -85,15 +90,15 @@ def _fit(network: nn.ModuleDict, pool: Pool, config: dict[str, Any], variant: st
         if isinstance(embed, ClassEmbedder):
             dropped = torch.rand(len(z), generator=draw) < DROP
             context = embed(torch.where(dropped, CLASSES, pool.labels[index]).to(device))
+        elif isinstance(embed, TextEncoder):
+            dropped = torch.rand(len(z), 1, generator=draw) < DROP
+            words = torch.where(dropped, empty, pool.labels[index]).to(device)
         training.set_rate(optimizer, training.cosine_rate(k, steps, plan.rate, warmup=100))
         with training.autocast(device, cpu=True):
+            context = embed(words) if isinstance(embed, TextEncoder) else context
             prediction = unet(q_sample(z, t, noise, cumprod), t, context=context, concat=concat)
         loss = (weight[t] * per_sample(prediction, velocity(z, t, noise, cumprod))).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        ema.update()
+        training.descend(loss, optimizer, [network], [ema])
         return {"loss": loss}
 
     result = training.fit(f"ldm-{variant}", step, {"network": network, "ema": ema, "optimizer": optimizer}, steps=steps,
@@ -107,7 +112,3 @@ def _pool(out: Path, variant: str, config: dict[str, Any], base: Path, images: i
     load_folder(model, base)
     return make_pool(variant, lambda x: model.encode(x.to(device)).cpu(), model.first_stage_model.factor, images, out,
                      (base / "first_stage.safetensors").read_bytes())
-
-
-def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().half().cpu().contiguous() for k, v in state.items()}

@@ -12,10 +12,11 @@ from hibench.errors import SpecError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["CLASSES", "VARIANTS", "Variant", "check_variant", "folder_of", "variant_config", "warm_start"]
+__all__ = ["CLASSES", "TOKENS", "VARIANTS", "Variant", "check_variant", "folder_of", "variant_config", "warm_start"]
 
 CLASSES = 64                                        # of scenes: shape x 8 + colour; one more stands for "none"
-CONTEXT = 128                                       # channels of a class embedding
+CONTEXT = 128                                       # channels of an embedding of a class or of a token
+TOKENS = 24                                         # of a prompt: the longest caption of scenes has 21 words
 
 
 class Variant(NamedTuple):
@@ -30,6 +31,7 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "class": Variant(steps=2000, images=16_000),
+    "text": Variant(steps=4000, images=16_000),
     "super-resolution": Variant(concat=3),          # the image of the latent's size
     "inpainting": Variant(concat=4),                # the masked image's latent, and the mask
 }
@@ -50,17 +52,25 @@ def folder_of(base: Path, variant: str | None) -> Path:
 def variant_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a variant of an unconditional model.
 
-    Classes go to spatial transformers as in the paper's cin256, at half the latent's side and in the middle only, which keeps
-    the network as small as the unconditional one; images are concatenated to the latent.
+    Classes and text go to spatial transformers as in the paper's cin256 and text2img256, at half the latent's side and in the
+    middle only, which keeps the network as small as the unconditional one; images are concatenated to the latent.
     """
     variant, params = check_variant(name), copy.deepcopy(dict(config))
     unet = params["unet_config"]["params"]
     unet["in_channels"] = unet["out_channels"] + variant.concat
-    if name == "class":
+    if name in ("class", "text"):
         unet |= {"use_spatial_transformer": True, "transformer_depth": 1, "context_dim": CONTEXT, "attention_resolutions": [2]}
+    if name == "class":
         params["cond_stage_config"] = {"target": "ldm.modules.encoders.modules.ClassEmbedder",
                                        "params": {"n_classes": CLASSES + 1, "embed_dim": CONTEXT, "key": "class_label"}}
         params["unconditional_class"] = CLASSES
+    if name == "text":
+        from methods.ldm.words import scene_vocabulary
+
+        params["cond_stage_config"] = {
+            "target": "ldm.modules.encoders.modules.BERTEmbedder",
+            "params": {"n_embed": CONTEXT, "n_layer": 4, "vocab_size": len(scene_vocabulary()), "max_seq_len": TOKENS,
+                       "heads": 4, "dim_head": 32}}
     return params
 
 
