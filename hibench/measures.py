@@ -113,7 +113,7 @@ def says_of(name: str, lines: list[Line], measures: list[Measure], machine: str 
     if any(measure.kind == "speed" for measure in measures):
         timed = [line.speed for line in lines if line.speed and line.speed["status"] == "ok"]
         images, processes = (_span_text(row[name] for row in timed) for name in ("images", "processes"))
-        parts.append(f"{images} timed images in {processes} processes per point")
+        parts.append(f"{images} timed images in {processes} process{'' if processes == '1' else 'es'} per point")
     for said in ({f"{line.steps} steps" for line in own if line.steps is not None},
                  {f"sparsity {line.sparsity:g}" for line in own if any(one.sparsity for one in own)},
                  {resolution_text(line.height, line.width) for line in own}):

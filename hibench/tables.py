@@ -151,8 +151,10 @@ def _caption(lines: list[Line], columns: list[Column]) -> str:
                 said += f"n = {_span(mine, 'n_reference')} images)"
             says.append(f"{said}.")
     if speed:
-        says.append(f"Latency per image: median over {_span(speed, 'images')} images in {_span(speed, 'processes')} processes "
-                    f"on {_values(speed, 'hardware')}; ± is the wider side of its 95 % confidence interval over processes.")
+        several = any((row["processes"] or 0) > 1 for row in speed)
+        rule = "± is the wider side of its 95 % confidence interval over processes" if several else "one process has no interval"
+        says.append(f"Latency per image: median over {_span(speed, 'images')} images in {_span(speed, 'processes')} "
+                    f"process{'es' if several else ''} on {_values(speed, 'hardware')}; {rule}.")
         sources = {str(row["peak_source"]) for row in speed if row["peak_source"]}
         peaks = sorted(PEAK_SOURCES.get(source, source) for source in sources)
         if peaks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import itertools
 import json
 import os
@@ -20,6 +21,33 @@ WAIT_S = 30.0
 def executable() -> str | None:
     """The first Chromium on the path, or the one that HIBENCH_CHROMIUM names; None where there is none."""
     return os.environ.get("HIBENCH_CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def axe() -> str | None:
+    """The script of axe-core, an engine of accessibility rules; None where no package that carries it is installed."""
+    spec = importlib.util.find_spec("axe_core_python")
+    path = Path(spec.origin).with_name("axe.min.js") if spec and spec.origin else None
+    return path.read_text(encoding="utf-8") if path and path.is_file() else None
+
+
+AUDIT = """axe.run(%s, {resultTypes: ["violations"]}).then((found) => found.violations.flatMap((rule) => rule.nodes.map(
+    (node) => `${rule.id} (${rule.impact}): ${node.html.slice(0, 200)}: ${node.failureSummary}`)))"""
+# Every visible element with text of its own against the nearest background that is not transparent, as WCAG 2 defines contrast.
+FAINT = """(() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => parts(colour).slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
+  const behind = (element) => { const colour = getComputedStyle(element).backgroundColor;
+    return parts(colour)[3] === 0 && element.parentElement ? behind(element.parentElement) : colour; };
+  const own = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+  return [...document.querySelectorAll("body *:not(script, style, option)")]
+    .filter((element) => element instanceof HTMLElement && element.checkVisibility() && own(element))
+    .filter((element) => !element.closest(":disabled"))
+    .map((element) => { const a = light(getComputedStyle(element).color), b = light(behind(element));
+      return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.outerHTML.slice(0, 120)]; })
+    .filter(([ratio]) => ratio < 4.5);
+})()"""
 
 
 class Browser:
@@ -133,6 +161,16 @@ class Browser:
     def type(self, text: str) -> None:
         """Insert text where the focus is."""
         self.call("Input.insertText", text=text)
+
+    def audit(self, script: str, part: str = "document") -> list[str]:
+        """What axe (its script is given) says is wrong with the page, or a part, as it stands: one line per element."""
+        if not self.run("Boolean(window.axe)"):
+            self.run(f"{script}\n;null")
+        return list(self.run(AUDIT % part))
+
+    def faint(self) -> list[Any]:
+        """Texts with less contrast than 4.5 : 1, each as (ratio, element)."""
+        return list(self.run(FAINT))
 
     def screenshot(self, path: Path, selector: str | None = None) -> Path:
         """A picture of what is seen, or of one element."""

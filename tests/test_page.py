@@ -275,6 +275,38 @@ def test_what_a_screen_reader_meets(opened: browser.Browser) -> None:
     assert opened.run("document.documentElement.lang") == "en"
 
 
+SPOILED = """(() => { const bad = document.createElement("div"); bad.id = "bad";
+    bad.innerHTML = '<img src="data:,"><button></button><input><p style="color: #999; background: #fff">faint</p>';
+    document.getElementById("main").append(bad); })()"""
+
+
+def test_accessibility_rules_hold_in_the_page_and_in_its_dialog(opened: browser.Browser) -> None:
+    script = browser.axe()
+    if script is None:
+        pytest.skip("needs axe-core; next: pip install axe-core-python, which the extra 'test' names")
+    opened.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert opened.audit(script) == []
+    opened.run("document.documentElement.dataset.theme = 'dark'")
+    opened.run("document.querySelector('#sweep-0-table button.records').click()")
+    assert opened.audit(script, "document.getElementById('provenance')") == []
+    opened.run("document.getElementById('provenance').close()")
+    opened.run(SPOILED)
+    found = " ".join(opened.audit(script, "document.getElementById('bad')"))     # the rules do see what is wrong
+    for rule in ("image-alt", "button-name", "label"):
+        assert f"{rule} (" in found
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_every_text_stands_out_from_its_background(opened: browser.Browser, look: str) -> None:
+    opened.run(f"document.documentElement.dataset.theme = '{look}'")
+    assert opened.faint() == []
+    opened.run("document.querySelector('#sweep-0-table button.records').click()")
+    assert opened.faint() == []
+    opened.run("document.getElementById('provenance').close()")
+    opened.run(SPOILED)
+    assert [">faint<" in element for _, element in opened.faint()] == [True]
+
+
 def test_dark_light_and_print(opened: browser.Browser) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     assert opened.run(paper) == "rgb(255, 255, 255)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -53,11 +54,24 @@ def sweep(name: str, table: Table, figures: Sequence[tuple[str, str]]) -> str:
     shown = (f'<div class="controls" data-for="{name}-table" hidden><label>Filter <input type="search" '
              f'placeholder="e.g. ldm 64²"></label>{choices}<output role="status"></output></div>\n'
              f'<div class="scroll" tabindex="0" role="region" aria-label="Table of sweep {escape(table.name, quote=True)}">'
-             f'<table id="{name}-table" class="sortable"><caption>{escape(table.caption)}</caption>'
+             f'<table id="{name}-table" class="sortable"><caption>{_powers(table.caption)}</caption>'
              f'<thead><tr>{"".join(heads)}<th scope="col">Record</th></tr></thead>\n<tbody>\n{body}\n</tbody></table></div>')
     notes = "".join(f"<li><sup>{letter}</sup> {escape(text)}</li>" for text, letter in table.notes.items())
-    drawn = "".join(f'<figure class="plot">{svg}<figcaption>{escape(text)}</figcaption></figure>' for text, svg in figures)
+    drawn = "\n".join(_plot(text, svg) for text, svg in figures)
+    drawn = f'<div class="plots">{drawn}</div>' if drawn else ""
     return _section(name, f"Sweep {table.name}", shown, f'<ul class="notes">{notes}</ul>' if notes else "", drawn)
+
+
+def _powers(text: str) -> str:
+    """Escaped text in which 2^20 has its exponent raised."""
+    return re.sub(r"\b2\^(\d+)", r"2<sup>\1</sup>", escape(text))
+
+
+def _plot(text: str, svg: str) -> str:
+    """A plot as wide as it is drawn, so that several stand side by side and its caption below it."""
+    found = re.search(r'<svg [^>]*?\bwidth="([\d.]+)pt"', svg)
+    width = f' style="width:calc(var(--plot)*{found.group(1)}pt)"' if found else ""
+    return f'<figure class="plot"{width}>{svg}<figcaption>{escape(text)}</figcaption></figure>'
 
 
 def _head(title: str, attributes: str) -> str:
@@ -112,6 +126,11 @@ def browser() -> str:
 <noscript><p>The browser of samples needs JavaScript; the pictures lie in samples/ beside this page.</p></noscript>""")
 
 
+def _shelf(what: str, whose: str, text: str) -> str:
+    """Text that scrolls in its own frame, which the keyboard reaches and a screen reader names."""
+    return f'<pre tabindex="0" role="region" aria-label="{escape(f"{what} of {whose}", quote=True)}">{escape(text)}</pre>'
+
+
 def failures(rows: list[Row], results: Path) -> str:
     """Every cell without a full result, why, the last line it said, and the end of its log."""
     body = []
@@ -122,8 +141,8 @@ def failures(rows: list[Row], results: Path) -> str:
         why = why or "no reason was recorded"
         log = last_lines(results, row)
         last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
-        told = f"<p><code>{escape(last)}</code></p><details><summary>End of the log</summary><pre>{escape(log)}</pre></details>"
-        told = told if log else "no log"
+        told = (f"<p><code>{escape(last)}</code></p><details><summary>End of the log</summary>{_shelf('Log', row['key'], log)}"
+                "</details>") if log else "no log"
         button = (f'<button type="button" class="records" data-ids="{row["id"]}" '
                   f'aria-label="Record of {escape(row["key"], quote=True)}">…</button>')
         body.append(f'<tr><th scope="row">{escape(row["key"])}</th><td>{escape(str(row["status"]))}</td><td>{escape(why)}</td>'
@@ -165,7 +184,8 @@ def environment(rows: list[Row]) -> str:
     for mine in (seen[place] for place in sorted(seen)):
         row, env = mine[0], mine[0]["_env"]
         kept = {name: env.get(name) for name in ("hardware", "software", "git") if env.get(name)}
+        said = json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True)
         parts.append(f"<details><summary>{escape(str(row['hardware']))}: {len(mine)} records, commit "
                      f"<code>{escape(str(row['commit'])[:12])}</code></summary>"
-                     f"<pre>{escape(json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True))}</pre></details>")
+                     f"{_shelf('Environment', str(row['hardware']), said)}</details>")
     return _section("environment", "Environment", *parts)
