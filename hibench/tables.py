@@ -152,7 +152,9 @@ def _caption(lines: list[Line], columns: list[Column]) -> str:
             says.append(f"{said}.")
     if speed:
         several = any((row["processes"] or 0) > 1 for row in speed)
-        rule = "± is the wider side of its 95 % confidence interval over processes" if several else "one process has no interval"
+        rule = "one process has no interval"
+        if several:
+            rule = "± is the wider side of its 95 % confidence interval over processes"
         says.append(f"Latency per image: median over {_span(speed, 'images')} images in {_span(speed, 'processes')} "
                     f"process{'es' if several else ''} on {_values(speed, 'hardware')}; {rule}.")
         sources = {str(row["peak_source"]) for row in speed if row["peak_source"]}
