@@ -91,7 +91,7 @@ def test_a_coarse_error_counts_more_than_a_fine_one() -> None:
     fine[..., ::2] = -1                                             # no 4 x 4 mean sees it
     for error, losses in ((fine, [1.0, 1.0]), (torch.ones(1, 3, 32, 32), [5.0, 5.0])):
         prediction = window.Prediction(error[:, :, 8:-8, 8:-8], error)
-        assert [loss.item() for loss in window.window_losses(prediction, target, mask, coarse=4.0)] == losses
+        assert [loss.item() for loss in window.window_losses(prediction, target, mask, coarse={4: 4.0})] == losses
 
 
 def test_a_pooled_code_keeps_layout() -> None:
@@ -128,7 +128,7 @@ def test_the_weight_of_v_is_bounded() -> None:
 # -- variants --------------------------------------------------------------------------------------------------------------
 
 
-def losses_of(name: str, seed: int = 0, dropout: bool = False) -> tuple[dict, PatchDM]:
+def losses_of(name: str, seed: int = 0, held_out: bool = True) -> tuple[dict, PatchDM]:
     torch.manual_seed(0)
     config = train.variant_config(name, 8)
     config["BeatGANsAutoencConfig"] |= SMALL["unet"]
@@ -141,7 +141,7 @@ def losses_of(name: str, seed: int = 0, dropout: bool = False) -> tuple[dict, Pa
     images = scenes.render(range(8), 64).float() / 127.5 - 1
     source = torch.arange(8) if VARIANTS[name].table else images
     weight, draw = truncated_weight(CUMPROD), training.step_generator(seed)
-    return train.window_loss(model, images, source, VARIANTS[name], CUMPROD, weight, draw, dropout), model
+    return train.window_loss(model, images, source, VARIANTS[name], CUMPROD, weight, draw, held_out=held_out), model
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -160,7 +160,7 @@ def test_what_a_variant_does_not_know_has_no_gradient(name: str) -> None:
 
 def test_dropout_withholds_code_and_position() -> None:
     told, _ = losses_of("main")
-    dropped, _ = losses_of("main", dropout=True)
+    dropped, _ = losses_of("main", held_out=False)
     assert told["shift"] != dropped["shift"]
     assert told["shift"] == losses_of("main")[0]["shift"]               # a function of the step alone
     assert told["shift"] != losses_of("main", seed=1)[0]["shift"]
@@ -214,7 +214,7 @@ def test_training_can_start_from_other_weights(quick: Path) -> None:
     state = load_file(after / "unet.safetensors")
     assert all((state[k].float() - before[k].float()).abs().max() < 5e-3 for k in state)     # one step of Adam moves 1e-3
     said = json.loads((after / "training-unet.json").read_text())["init"]
-    assert said == f"{len(state)} of {len(state)} tensors from {quick}/unet.safetensors"
+    assert said == f"{len(state)} of {len(state)} tensors from weights {train.file_digest(quick / 'unet.safetensors')}"
     with pytest.raises(MissingWeights, match="init: no U-Net at"):
         train.train(after, stage="unet", init=str(quick.parent), images=8)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hibench import training
 from hibench.adapter import from_uint8
+from hibench.drift import file_digest
 from hibench.errors import MissingWeights, SpecError, did_you_mean
 from hibench.references import scenes
 from hibench.references.scene_cache import about, rendered, say
@@ -78,8 +80,8 @@ CONFIG: dict[str, Any] = {  # official field names; ours: `input_size` and `pool
 }
 
 
-_UNET: dict[str, Any] = {"batch": 8, "rate": 1e-3, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5,
-                         "coarse": 4.0}
+_UNET: dict[str, Any] = {"batch": 16, "rate": 6e-4, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5,
+                         "coarse": {4: 4.0, PATCH: 32.0}, "thumbnail": 8}
 _PRIOR: dict[str, Any] = {"batch": 256, "rate": 1e-3, "weight_decay": 0.01}
 
 
@@ -144,13 +146,16 @@ def _corners(images: Tensor, variant: Variant, draw: torch.Generator) -> Tensor:
 
 
 def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant, cumprod: Tensor, weight: Tensor,
-                draw: torch.Generator, dropout: bool = True) -> dict[str, Tensor]:
+                draw: torch.Generator, layout: nn.Linear | None = None, held_out: bool = False) -> dict[str, Tensor]:
     """Both terms of the loss for one random window of each image [B, 3, H, W], weighted by timestep.
 
-    source: what the codes are made of: the images, or their rows in a table, int64 [B].
+    source: what the codes are made of: the images, or their rows in a table, int64 [B]. `layout` reads a thumbnail from the
+    code, whose squared error is a third term. held_out: nothing is dropped, and every patch counts.
 
-    Timesteps are stratified (one per B-th of the range), windows are drawn per image, and noise is drawn for the window alone:
-    the official code shares one window in a batch and draws independent timesteps, which has the same mean and more variance.
+    Of the four patches one is decoded: the same mean for half the work, as the official loss gives all four the weight of the
+    tile between them. Timesteps are stratified (one per B-th of the range), windows are drawn per image, and noise is drawn for
+    the window alone: the official code shares one window in a batch and draws independent timesteps, which has the same mean
+    and more variance.
     """
     batch, device = len(images), images.device
     corners = _corners(images, variant, draw)
@@ -158,17 +163,22 @@ def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant
     kept = torch.rand(2, batch, generator=draw).to(device)
     window = cut(images, corners, PATCH)
     noise = torch.randn(window.x.shape, generator=draw).to(device)
+    chosen = None if held_out else torch.randint(4, (batch,), generator=draw).to(device)
+    losses: dict[str, Tensor] = {}
     with training.autocast(str(device), cpu=True):
         code = torch.zeros(batch, model.unet.code_channels, device=device)
         if model.unet.encoder is not None:
             code = model.unet.encoder(source)
-        if dropout:
+        if layout is not None:
+            small = F.adaptive_avg_pool2d(images, _UNET["thumbnail"]).flatten(1)
+            losses["layout"] = (layout(code) - small).square().mean()
+        if not held_out:
             code = code * (kept[0] >= _UNET["drop_code"]).float()[:, None]
-        position = (kept[1] >= _UNET["drop_position"]).float() if dropout else torch.ones(batch, device=device)
+        position = (kept[1] >= _UNET["drop_position"]).float() if not held_out else torch.ones(batch, device=device)
         prediction = predict(model.unet, noised(window, t, noise, cumprod), t, code, window.where, PATCH,
-                             position if variant.position else torch.zeros_like(position), shift=variant.collage)
-    shift, noshift = window_losses(prediction, velocity(window.x, t, noise, cumprod), window.mask, _UNET["coarse"])
-    losses = {"noshift": (weight[t] * noshift).mean()}
+                             position if variant.position else torch.zeros_like(position), shift=variant.collage, chosen=chosen)
+    shift, noshift = window_losses(prediction, velocity(window.x, t, noise, cumprod), window.mask, _UNET["coarse"], chosen)
+    losses["noshift"] = (weight[t] * noshift).mean()
     return losses | {"shift": (weight[t] * shift).mean()} if variant.collage else losses
 
 
@@ -180,7 +190,8 @@ def _train_unet(
 
     The network predicts v (Salimans & Ho 2022) instead of the official noise: at high noise a small error in the mean of a
     patch of noise is a wrong colour, and a short training never gets rid of it. The error of x0 counts min(SNR + 1, 6) times.
-    For guidance one image in ten loses its code, one in two its position.
+    For guidance one image in ten loses its code, one in two its position. Codes learn where things are from a thumbnail that a
+    linear layer reads from them, which is then thrown away.
     """
     o, variant = _UNET, VARIANTS[name]
     steps = steps or variant.steps
@@ -193,7 +204,9 @@ def _train_unet(
     model.unet.to(device).train()
     decay = min(0.999, 1 - 5 / steps) if steps > 5 else 0.0
     ema = EMA(model.unet, decay=decay)
-    optimizer = torch.optim.Adam(model.unet.parameters(), lr=o["rate"], fused=True)
+    layout = nn.Linear(CODE, 3 * o["thumbnail"] ** 2).to(device) if variant.code and not variant.table else None
+    trained = nn.ModuleList([model.unet] if layout is None else [model.unet, layout])
+    optimizer = torch.optim.Adam(trained.parameters(), lr=o["rate"], fused=True)
     cumprod = torch.from_numpy(diffusion_alphas_cumprod()).float().to(device)
     weight = truncated_weight(cumprod)
 
@@ -202,11 +215,11 @@ def _train_unet(
         batch = from_uint8(data[index.numpy()], device)
         source = index.to(device) if variant.table else batch
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"], warmup=min(o["warmup"], steps // 4)))
-        losses = window_loss(model, batch, source, variant, cumprod, weight, training.step_generator(k))
-        training.descend(sum(losses.values(), torch.zeros((), device=device)), optimizer, [model.unet], [ema])
+        losses = window_loss(model, batch, source, variant, cumprod, weight, training.step_generator(k), layout)
+        training.descend(sum(losses.values(), torch.zeros((), device=device)), optimizer, [trained], [ema])
         return losses
 
-    result = training.fit(f"patch-dm-{name}-unet", step, {"unet": model.unet, "ema": ema, "optimizer": optimizer}, steps=steps,
+    result = training.fit(f"patch-dm-{name}-unet", step, {"trained": trained, "ema": ema, "optimizer": optimizer}, steps=steps,
                           out=out, resume=resume, max_seconds=max_seconds)
     ema.copy_to(model.unet)
     save_file(training.half_state(model.unet.state_dict()), out / "unet.safetensors")
@@ -229,7 +242,7 @@ def _start_from(unet: nn.Module, init: str | None) -> str | None:
     own, other = unet.state_dict(), load_file(path)
     fits = {k: v.float() for k, v in other.items() if k in own and own[k].shape == v.shape}
     unet.load_state_dict(fits, strict=False)
-    return f"{len(fits)} of {len(own)} tensors from {'the reference' if init == 'reference' else path}"
+    return f"{len(fits)} of {len(own)} tensors from weights {file_digest(path)}"
 
 
 def _clip_features(data: Any, device: str) -> Tensor:
@@ -249,7 +262,7 @@ def _held_out(model: PatchDM, variant: Variant, cumprod: Tensor, weight: Tensor,
     pixels = from_uint8(scenes.render(range(HELD_OUT_SEED, HELD_OUT_SEED + count), RESOLUTION).numpy(), device)
     losses: dict[str, Any] = {"scenes": count}
     model.unet.eval()
-    parts = [window_loss(model, part, part, variant, cumprod, weight, training.step_generator(k), dropout=False)
+    parts = [window_loss(model, part, part, variant, cumprod, weight, training.step_generator(k), held_out=True)
              for k, part in enumerate(pixels.split(50))]
     for key in parts[0]:
         losses[key] = round(sum(part[key].item() for part in parts) / len(parts), 5)

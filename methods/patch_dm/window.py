@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,10 @@ class Window(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Network output (eps or v): of the tile between the patches [B, 3, p, p], and of the patches together [B, 3, 2p, 2p]."""
+    """Network output (eps or v): of the tile between the patches [B, 3, p, p], and of the patches together [B, 3, 2p, 2p].
+
+    Where one patch of each window was chosen, `noshift` is of that one: [B, 3, p, p].
+    """
 
     shift: Tensor | None
     noshift: Tensor
@@ -52,11 +56,11 @@ def _each(rows: Tensor, times: int) -> Tensor:
 
 
 def predict(unet: PatchUNet, x: Tensor, t: Tensor, cond: Tensor, where: Tensor, patch: int, keep: Tensor | None = None,
-            shift: bool = True) -> Prediction:
+            shift: bool = True, chosen: Tensor | None = None) -> Prediction:
     """Both predictions for noisy windows x [B, 3, 2p, 2p] at timesteps t [B] with codes [B, D].
 
-    The four patches are encoded once; the decoder sees them and (with `shift`) the tile collaged of them as one batch.
-    `keep` [B] is 0 where the position is withheld.
+    The four patches are encoded once; the decoder sees them and (with `shift`) the tile collaged of them as one batch. `keep`
+    [B] is 0 where the position is withheld. `chosen` int64 [B] (0 to 3, row by row) has one of the four patches decoded alone.
     """
     batch, parts = len(x), 5 if shift else 4
     middle = where.view(batch, 4, 2).mean(1, keepdim=True)
@@ -67,27 +71,42 @@ def predict(unet: PatchUNet, x: Tensor, t: Tensor, cond: Tensor, where: Tensor, 
     patches = torch.arange(batch * parts, device=x.device).view(batch, parts)[:, :4].flatten()
     first = [(a[patches], b[patches]) if shift and i < unet.encoder_blocks else (a, b) for i, (a, b) in enumerate(modulations)]
     h, skips = unet.encode(to_patches(x, patch), first)
+    if chosen is not None:
+        ends = torch.arange(batch, device=x.device) * parts
+        decoded = torch.stack([ends + chosen, ends + 4][: 2 if shift else 1], dim=1).flatten()
+        modulations = [(a[decoded], b[decoded]) for a, b in modulations]
 
-    def with_tile(maps: Tensor) -> Tensor:
+    def tiles(maps: Tensor) -> Tensor:
         grouped = maps.unflatten(0, (batch, 4))
-        return torch.cat([grouped, collage(maps, (1, 1)).unsqueeze(1)], dim=1).flatten(0, 1) if shift else maps
+        if chosen is not None:
+            grouped = grouped[torch.arange(batch, device=x.device), chosen].unsqueeze(1)
+        return (torch.cat([grouped, collage(maps, (1, 1)).unsqueeze(1)], dim=1) if shift else grouped).flatten(0, 1)
 
-    eps = unet.decode(with_tile(h), skips, modulations, lambda h, skip: torch.cat([h, with_tile(skip)], dim=1))
-    eps = eps.unflatten(0, (batch, parts))
-    return Prediction(eps[:, 4] if shift else None, from_patches(eps[:, :4].flatten(0, 1), GRID))
+    eps = unet.decode(tiles(h), skips, modulations, lambda h, skip: torch.cat([h, tiles(skip)], dim=1))
+    eps = eps.unflatten(0, (batch, -1))
+    own = eps[:, 0] if chosen is not None else from_patches(eps[:, :4].flatten(0, 1), GRID)
+    return Prediction(eps[:, -1] if shift else None, own)
 
 
-def window_losses(prediction: Prediction, target: Tensor, mask: Tensor, coarse: float = 0.0) -> tuple[Tensor, Tensor]:
+def window_losses(prediction: Prediction, target: Tensor, mask: Tensor, coarse: Mapping[int, float] | None = None,
+                  chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Squared errors per image, [B] each: of the tile, and of the patches, where zeros outside the image count in the mean.
 
-    target: the noise (official) or v of the window, [B, 3, 2p, 2p]. `coarse` (official: 0) times the squared error of means
-    over 4 x 4 pixels is added: the same prediction is best, but patches agree on their colours much earlier in training.
+    target: the noise (official) or v of the window, [B, 3, 2p, 2p]. `coarse` (official: none) adds, for each {side: factor},
+    the squared error of means over side x side pixels: the same prediction is best, but patches agree on their colours earlier
+    in training. `chosen`: as `predict` was given it.
     """
     def loss(error: Tensor) -> Tensor:
         total = error.square().flatten(1).mean(1)
-        return total + coarse * F.avg_pool2d(error, 4).square().flatten(1).mean(1) if coarse else total
+        for side, factor in (coarse or {}).items():
+            total = total + factor * F.avg_pool2d(error, side).square().flatten(1).mean(1)
+        return total
 
-    noshift = loss((prediction.noshift - target) * mask)
+    patches = target, mask
+    if chosen is not None:
+        rows = torch.arange(len(target), device=target.device) * 4 + chosen
+        patches = tuple(to_patches(x, x.shape[2] // 2)[rows] for x in patches)
+    noshift = loss((prediction.noshift - patches[0]) * patches[1])
     if prediction.shift is None:
         return torch.zeros_like(noshift), noshift
     quarter = target.shape[2] // 4
