@@ -57,7 +57,12 @@ EXTRACTORS: Mapping[str, Entry] = {
         n: Entry(f"{_E}.embedding:open_clip_model", n, "OpenAI CLIP through open_clip", True)
         for n in ("clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "clip-vit-l-14-336")
     },
-    "dinov2-vit-l-14": Entry(f"{_E}.embedding:open_dinov2", "dinov2-vit-l-14", "DINOv2 ViT-L/14 class token (FD-DINOv2)", True),
+    **{
+        f"dinov2-vit-{n.lower()}-14": Entry(
+            f"{_E}.embedding:open_dinov2", f"dinov2-vit-{n.lower()}-14", f"DINOv2 ViT-{n}/14 class token{more}", True
+        )
+        for n, more in (("S", ""), ("B", ""), ("L", " (FD-DINOv2)"), ("g", ""))
+    },
 }
 
 

@@ -48,6 +48,14 @@ def _clip(name: str, file: str, digest: str) -> WeightFile:
     return WeightFile(name, file, f"https://openaipublic.azureedge.net/clip/models/{digest}/{file}", digest, "OpenAI CLIP, MIT")
 
 
+def _dinov2(size: str, digest: str) -> WeightFile:
+    stem = f"dinov2_vit{size.lower()}14"
+    url = f"https://dl.fbaipublicfiles.com/dinov2/{stem}/{stem}_pretrain.pth"
+    return WeightFile(
+        f"dinov2-vit-{size.lower()}-14", f"{stem}_pretrain.pth", url, digest, f"DINOv2 ViT-{size}/14, Apache-2.0"
+    )
+
+
 _FILES = (
     WeightFile(
         "inception-v3-compat",
@@ -74,13 +82,10 @@ _FILES = (
     _clip("clip-vit-b-16", "ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
     _clip("clip-vit-l-14", "ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
     _clip("clip-vit-l-14-336", "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
-    WeightFile(
-        "dinov2-vit-l-14",
-        "dinov2_vitl14_pretrain.pth",
-        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
-        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
-        "DINOv2 ViT-L/14, Apache-2.0",
-    ),
+    _dinov2("S", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+    _dinov2("B", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+    _dinov2("L", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+    _dinov2("g", "baf8467e50af277596bbbafa06887c177ee899ab46033649c383577d7e9309d3"),
 )
 CATALOG: Mapping[str, WeightFile] = {f.name: f for f in _FILES}
 

@@ -91,6 +91,42 @@ def test_dinov2_is_resized_by_pil_and_keeps_its_own_positions(tmp_path: Path, mo
     assert embedding._official_positions(state["pos_embed"], 16).shape == (1, 257, 384)
 
 
+def test_every_dinov2_has_weights_and_the_width_of_its_network() -> None:
+    from hibench.features import EXTRACTORS
+    from hibench.weights import CATALOG
+
+    assert set(embedding.DINO_MODELS) == {f"dinov2-vit-{size}-14" for size in "sblg"}
+    for name, (architecture, width) in embedding.DINO_MODELS.items():
+        assert (EXTRACTORS[name].weights, EXTRACTORS[name].takes_name, name in CATALOG) == (name, True, True)
+        with torch.device("meta"):
+            assert timm.create_model(architecture, img_size=224, num_classes=0).num_features == width
+
+
+def test_the_gated_layers_of_dinov2_g_are_read_by_their_official_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **more: made(name, **more, depth=1, embed_dim=48, num_heads=2))
+    monkeypatch.setattr(embedding, "DINO_MODELS", {"dinov2-vit-g-14": ("vit_giant_patch14_dinov2", 48)})
+    torch.manual_seed(0)
+    model = timm.create_model("vit_giant_patch14_dinov2", img_size=224, num_classes=0).eval()
+    state = {k: torch.randn_like(v) * 0.1 for k, v in model.state_dict().items()}
+    model.load_state_dict(state)
+    names = {".mlp.fc1.": ".mlp.w12.", ".mlp.fc2.": ".mlp.w3."}
+    official = {k.replace(n, names[n]): v for k, v in state.items() for n in [next((n for n in names if n in k), ".mlp.fc1.")]}
+    official["pos_embed"] = torch.cat([state["pos_embed"][:, :1], torch.zeros(1, 37 * 37, 48)], 1)
+    torch.save(official, tmp_path / "g.pth")
+    state["pos_embed"][:, 1:] = 0
+    model.load_state_dict(state)
+    x = noise(40, 56)
+    extractor = get_extractor("dinov2-vit-g-14", "cpu", str(tmp_path / "g.pth"))
+    with torch.inference_mode():
+        assert torch.allclose(extractor(x)["cls"], model(extractor.prepare(x)), atol=1e-6)  # type: ignore[attr-defined]
+        row = torch.randn(3, 48)
+        gate, value = (row @ official["blocks.0.mlp.w12.weight"].T + official["blocks.0.mlp.w12.bias"]).chunk(2, -1)
+        hidden = torch.nn.functional.silu(gate) * value           # the official order: the first half is the gate
+        expected = hidden @ official["blocks.0.mlp.w3.weight"].T + official["blocks.0.mlp.w3.bias"]
+        assert torch.allclose(model.blocks[0].mlp(row), expected, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_vgg16_equals_torch_fidelity(tmp_path: Path) -> None:
     import torchvision

@@ -28,7 +28,13 @@ CLIP_MODELS = {
     "clip-vit-l-14": ("ViT-L-14-quickgelu", 224, 768),
     "clip-vit-l-14-336": ("ViT-L-14-336-quickgelu", 336, 768),
 }
-DINO_MODELS = {"dinov2-vit-l-14": ("vit_large_patch14_dinov2", 1024)}
+DINO_MODELS = {
+    "dinov2-vit-s-14": ("vit_small_patch14_dinov2", 384),
+    "dinov2-vit-b-14": ("vit_base_patch14_dinov2", 768),
+    "dinov2-vit-l-14": ("vit_large_patch14_dinov2", 1024),
+    "dinov2-vit-g-14": ("vit_giant_patch14_dinov2", 1536),
+}
+_GATED = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}  # the official names of ViT-g's gated layers, in timm's
 _CLIP_NORM = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_NORM = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -146,17 +152,19 @@ def open_clip_model(name: str, device: str, weights: str | None = None) -> Embed
 def open_dinov2(name: str, device: str, weights: str | None = None) -> Embedding:
     """DINOv2 through timm: the class token, 224 px by PIL bicubic on uint8 (Stein et al. 2306.04675)."""
     import timm
+    import torch
 
     from hibench.resize import pil_bicubic_uint8
     from hibench.weights import read_state, resolve
 
     found = resolve(name, weights)
     architecture, width = DINO_MODELS[name]
-    model = timm.create_model(architecture, pretrained=False, img_size=224, num_classes=0)
-    state = read_state(found.path, name)
+    with torch.device("meta"):
+        model = timm.create_model(architecture, pretrained=False, img_size=224, num_classes=0)
+    state = {_renamed(key): value for key, value in read_state(found.path, name).items()}
     if "pos_embed" in state:
         state["pos_embed"] = _official_positions(state["pos_embed"].float(), 16)
-    _load(model, state, found.path, name)
+    _load(model, state, found.path, name, assign=True)
     model = model.float().to(device).eval().requires_grad_(False)
     return Embedding(
         name,
@@ -169,6 +177,13 @@ def open_dinov2(name: str, device: str, weights: str | None = None) -> Embedding
         _IMAGENET_NORM,
         lambda x: {"cls": model(x).float()},
     )
+
+
+def _renamed(key: str) -> str:
+    """An official key of DINOv2 as timm calls it; only the gated layers of ViT-g differ."""
+    for official, own in _GATED.items():
+        key = key.replace(official, own)
+    return key
 
 
 def _official_positions(table: "torch.Tensor", grid: int) -> "torch.Tensor":
