@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hibench.adapter import Stage
 from hibench.errors import ContractError, HibenchError, MissingWeights, SpecError
+from hibench.reconstruct import no_first_stage
 from hibench.stages import ImageTrace, RecordingStage, check_effective
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class CellJob:
 
     def unsupported(self, scale: int = 1) -> str | None:
         """Why the method does not make the cell's images, or images `scale` times as high and wide; None = it does."""
+        if self.settings.get("reconstruct"):
+            return no_first_stage(self.adapter) or ("reconstructions have one size" if scale != 1 else None)
         axes = {**self.axes, "height": scale * self.height, "width": scale * self.width}
         reason = self.adapter.supports(axes)
         if reason is None and self.sparsity > 0 and "sparsity" not in self.adapter.axes:
@@ -105,6 +108,17 @@ class CellJob:
             (scale * self.height, scale * self.width), seed, steps=self.steps, sparsity=self.sparsity,
             prompt=prompts[0] if prompts else None, stage=stage)
         return image
+
+    def make(self, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Checked images of these seeds, uint8 [B, 3, H, W], and the originals where they are reconstructions."""
+        if not self.settings.get("reconstruct"):
+            return self.generate_batch(seeds), None
+        from hibench.reconstruct import originals
+
+        truth = originals(self.settings, (self.height, self.width), seeds, self.first_seed, self.device)
+        images = self.adapter.reconstruct(truth)
+        check_images(images, (len(seeds), 3, self.height, self.width), self.device)
+        return images, truth
 
     def generate_batch(self, seeds: Sequence[int], scale: int = 1) -> torch.Tensor:
         """Checked images, uint8 [B, 3, scale · H, scale · W]; one by one where the adapter makes no batches."""

@@ -14,6 +14,7 @@ from hibench.adapter import Adapter
 from hibench.cells import Cell, canonical, cell_id
 from hibench.errors import HibenchError, MissingWeights, SpecError, Unfit, UnknownMethod
 from hibench.job import one_line
+from hibench.reconstruct import no_first_stage
 from hibench.registry import adapter_digest, load_adapter
 from hibench.spec import KINDS
 
@@ -134,7 +135,7 @@ class _Probe:
             reason = f"this hibench does not measure {cell.kind}"
         if reason is None:
             try:
-                reason = adapter.supports(cell.axes)
+                reason = no_first_stage(adapter) if cell.settings.get("reconstruct") else adapter.supports(cell.axes)
             except SpecError as error:
                 self.wrong[f"methods.{cell.method}: {error}"] = None
                 return None

@@ -77,6 +77,7 @@ class Quality:
     keep: int = 8                                              # samples stored as PNG
     first_seed: int = 0
     blocks: int = 8                                            # disjoint seed blocks behind every ±
+    reconstruct: bool | None = None                            # True: the reference through the method's first stage, in pairs
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ class SpecReader:
             "batch": lambda n, p: doc.integer(n, p, 1, 65536), "shard": count,
             "keep": lambda n, p: count(n, p, 0), "first_seed": lambda n, p: doc.integer(n, p, 0, MAX_SEED),
             "blocks": lambda n, p: doc.integer(n, p, 1, 1000),
+            "reconstruct": lambda n, p: doc.boolean(n, p) or None,         # false is what it is without
         }
         names = [f.name for f in fields(base)]  # type: ignore[arg-type]
         found = self._fields(node, path, {name: readers[name] for name in names})

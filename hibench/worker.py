@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hibench.adapter import NULL_STAGE, Adapter
 from hibench.errors import EXIT_USAGE, ContractError, HibenchError
 from hibench.job import CellJob, Skip, one_line, resolve_device
+from hibench.reconstruct import absent_pairs, pair_arrays
 from hibench.stages import RecordingStage
 
 if TYPE_CHECKING:
@@ -206,6 +207,8 @@ def run_quality(cell: CellJob) -> dict[str, Any]:
         cell.open()
     if any(lack != set() for lack in lacking.values()):
         extract, missing = open_extract(cell)
+        if cell.settings.get("reconstruct"):
+            missing |= absent_pairs(cell.settings["metrics"])
         again = [shard for shard, lack in lacking.items() if lack and lack - missing]       # their network is there now
         if again and not todo:
             cell.open()
@@ -270,10 +273,12 @@ def make_shard(cell: CellJob, extract: Extract, missing: set[str], first: int, c
     bad_nan = bad_constant = 0
     for start in range(first, first + count, batch):
         seeds = range(start, min(start + batch, first + count))
-        images = cell.generate_batch(seeds)
+        images, truth = cell.make(seeds)
         cell.stage, cell.phase = None, "features"               # from here on a failure is not the method's
         bad_constant += count_bad(images)[1]
         found = {name: np.asarray(value) for name, value in extract(images, seeds).items()}
+        if truth is not None:
+            found |= pair_arrays(cell.settings["metrics"], images, truth, missing, cell.device)
         finite = np.ones(len(seeds), dtype=bool)
         for name, value in found.items():
             if len(value) != len(seeds):

@@ -92,16 +92,21 @@ def merge_shards(paths: Sequence[str | Path]) -> "FeatureSet":
 
 
 def _captions(cell: Mapping[str, Any], seeds: Sequence[int], first_seed: int) -> list[str] | None:
-    """The prompt of each sample: the cell's prompts, or what a method that shows true images says they are
-    (`captions(seeds)`)."""
+    """The prompt of each sample: the cell's prompts, or what a method that has its own says they are (`captions(seeds)`).
+
+    A method that takes text with some options only answers `captioned(options)`.
+    """
     from hibench.job import prompts_for
     from hibench.registry import load_adapter
 
     known = prompts_for(cell.get("prompts"), seeds, first_seed)
     if known is not None or not cell.get("adapter"):
         return known
-    truth = getattr(load_adapter(str(cell["adapter"])), "captions", None)
-    return None if truth is None else list(truth(seeds))
+    adapter = load_adapter(str(cell["adapter"]))
+    truth, captioned = (getattr(adapter, name, None) for name in ("captions", "captioned"))
+    if truth is None or (captioned is not None and not captioned(dict(cell.get("options") or {}))):
+        return None
+    return list(truth(seeds))
 
 
 def score_cell(

@@ -9,33 +9,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, to_uint8
+from hibench.adapter import NULL_STAGE, Resolution, Stage
 from hibench.errors import AdapterError, MissingWeights
 from methods.diffusion.schedules import check_steps
-from methods.ldm.configs import MODELS, TEXT_MODELS, model_params
+from methods.ldm.coding import Coding
+from methods.ldm.configs import FIRST_STAGES, MODELS, TEXT_MODELS, model_params
 from methods.ldm.diffusers_format import is_pipeline, load_pipeline, pipeline_params
+from methods.ldm.first_stages import first_stage_folder
 from methods.ldm.options import complete_options
 from methods.ldm.variants import folder_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.ldm.model import LatentDiffusion
+    from methods.ldm.model import Coder, LatentDiffusion
     from methods.ldm.sampling import Patches, Plan
     from methods.ldm.words import Tokenizer
 
 __all__ = ["LDM", "REFERENCE"]
 
 REFERENCE = Path(__file__).parent / "reference"
-DECODE_PIXELS = 1 << 22                             # decode at most this many pixels at a time
 
 
-class LDM(Batched):
+class LDM(Coding):
     """Latent diffusion: DDIM in the latent space of an autoencoder, directly at the size of the canvas.
 
     weights: "reference" (trained on scenes at 64 px) | "random" (with options: config) | a path: a CompVis `model.ckpt` or a
     zip of one, with its config.yaml beside it or options: config; a diffusers pipeline folder; or a folder with
-    first_stage.safetensors, unet.safetensors and config.json, or that folder's conditional one of options: variant.
+    first_stage.safetensors, unet.safetensors and config.json, or that folder's conditional one of options: variant. A first
+    stage alone reconstructs images: its published file or zip, or by name a small one that was trained on scenes (kl-f4, ...).
     """
 
     name: ClassVar[str] = "ldm"
@@ -49,13 +51,16 @@ class LDM(Batched):
         self.options = complete_options(options or {}, weights)
         self.weights, self.device, self.dtype = weights, device, dtype
         self.model: LatentDiffusion | None = None
+        self.coder: Coder | None = None             # the model, or a first stage alone
         self.loaded = ""                            # a sentence on what was loaded
         self._plans: dict[int, Plan] = {}
-        self._tokenizer: Tokenizer | None = None    # of a text encoder, once it was needed
+        self.tokenizer: Tokenizer | None = None     # of a text encoder, once it was needed
 
     @property
     def path(self) -> Path:
         """Where the weights are (meaningless for random ones)."""
+        if self.weights in FIRST_STAGES:
+            return first_stage_folder(REFERENCE, self.weights)
         base = REFERENCE if self.weights == "reference" else Path(self.weights).expanduser()
         return folder_of(base, self.options["variant"])
 
@@ -63,6 +68,8 @@ class LDM(Batched):
     def recipe(self) -> str:
         """The command that trains these reference weights."""
         variant = self.options["variant"]
+        if self.weights in FIRST_STAGES:
+            return f"hibench train ldm --stage first-stage --variant {self.weights} --out {self.path}"
         return f"hibench train ldm {'' if variant is None else f'--variant {variant} '}--out {self.path}"
 
     @cached_property
@@ -73,12 +80,15 @@ class LDM(Batched):
         if self.weights == "random":
             return model_params("ffhq256")
         if not self.path.exists():
-            if self.weights == "reference":
+            if self.weights == "reference" or self.weights in FIRST_STAGES:
                 raise MissingWeights(f"ldm: no weights at {self.path}; get them with: {self.recipe}")
             raise MissingWeights(f"ldm: no weights at {self.path}; give the path of a model.ckpt, or use weights: random")
         if is_pipeline(self.path):
             return pipeline_params(self.path)
         from methods.ldm.checkpoint import find_config
+
+        if self.alone is not None:
+            return self.alone
         params = find_config(self.path)
         if params is None:
             raise MissingWeights(f"ldm: no configuration beside {self.path}; put its config.yaml there, or name a published "
@@ -95,6 +105,8 @@ class LDM(Batched):
     def supports(self, axes: dict[str, Any]) -> str | None:
         """Any canvas whose sides are multiples of f * 2^(levels-1); step counts that divide the training steps."""
         try:
+            if "unet_config" not in self.params:
+                return f"{self.weights} is a first stage alone: it reconstructs images and generates none"
             multiple, total, unet = self.multiple, int(self.params.get("timesteps", 1000)), self.params["unet_config"]["params"]
         except MissingWeights:
             return None                             # load() says so
@@ -121,6 +133,9 @@ class LDM(Batched):
         from methods.ldm.model import empty_model, random_model
 
         dtype = getattr(torch, self.dtype)
+        if "unet_config" not in self.params:
+            self._load_first_stage(dtype)
+            return
         if self.weights == "random":
             model = random_model(self.params, self.device, dtype)
             self.loaded = f"random weights of {self.options['config'] or 'ffhq256'}"
@@ -137,7 +152,7 @@ class LDM(Batched):
                 file = self.path / "model.ckpt" if self.path.is_dir() else self.path
                 state = checkpoint.read_state_dict(file)
                 self.loaded = str(checkpoint.load_checkpoint(model, state, ema=self.options["ema"], what=str(file)))
-        self.model = model.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.model = self.coder = model.requires_grad_(False).to(memory_format=torch.channels_last)
         self._plans = {}
 
     def _need(self) -> None:
@@ -166,7 +181,9 @@ class LDM(Batched):
             context = null = None
             if self.params["unet_config"]["params"].get("context_dim") is not None:
                 with stage("encode"):
-                    context, null = self._context(seeds, prompts)
+                    from methods.ldm.contexts import contexts
+
+                    context, null = contexts(self, seeds, prompts)
             with stage("denoise"):
                 z = self._denoise(resolution, seeds, plan, context, null, stage)
             with stage("decode"):
@@ -174,22 +191,6 @@ class LDM(Batched):
         windows = self._windows(resolution)
         stage.effective(steps=len(plan), nfe=len(plan) * windows * (1 if null is None else 2), tiles=windows)
         return images
-
-    def _context(self, seeds: Sequence[int], prompts: Sequence[str] | None) -> "tuple[Tensor, Tensor | None]":
-        """What cross-attention sees of each image, [B, M, D], and under guidance the same of nothing."""
-        from methods.ldm.classes import class_context
-        from methods.ldm.text import TextEncoder, find_tokenizer, text_context
-
-        assert self.model is not None
-        encoder = self.model.cond_stage_model
-        if not isinstance(encoder, TextEncoder):
-            return class_context(self.model, seeds, self.options, self.params.get("unconditional_class"), self.device)
-        texts = self.captions(seeds) if prompts is None else prompts
-        if len(texts) != len(seeds):
-            raise AdapterError(f"ldm: {len(seeds)} seeds but {len(texts)} prompts; give one prompt per seed")
-        if self._tokenizer is None:
-            self._tokenizer = find_tokenizer(encoder, self.path, self.options["vocabulary"], self.weights == "random")
-        return text_context(encoder, self._tokenizer, texts, self.options, self.device)
 
     @staticmethod
     def captions(seeds: Sequence[int]) -> list[str]:
@@ -245,34 +246,6 @@ class LDM(Batched):
             return 1
         return len(patch_origins(resolution[0] // factor, patches)) * len(patch_origins(resolution[1] // factor, patches))
 
-    def _decode(self, z: "Tensor", resolution: Resolution) -> "Tensor":
-        """Latents to uint8 [B, 3, H, W], a bounded number of pixels at a time."""
-        import torch
-
-        assert self.model is not None
-        at_once, tile = max(1, DECODE_PIXELS // (resolution[0] * resolution[1])), self.options["decode_tile"]
-        if tile is None:
-            return torch.cat([to_uint8(self.model.decode(part)) for part in z.split(at_once)]).contiguous()
-        from methods.ldm.tiling import decode_tiled
-
-        factor = self.model.first_stage_model.factor
-        return torch.cat([to_uint8(decode_tiled(self.model.decode, part, factor, tile, tile // 4)) for part in z.split(1)])
-
-    def reconstruct(self, images: "Tensor") -> "Tensor":
-        """uint8 [B, 3, H, W] through encoder, quantisation or posterior mean, and decoder; AdapterError for other sizes."""
-        import torch
-
-        if self.model is None:
-            self.load()
-        assert self.model is not None
-        factor, (height, width) = self.model.first_stage_model.factor, images.shape[-2:]
-        if height % factor or width % factor:
-            raise AdapterError(f"{self.name}: {width}x{height} px images are no multiple of the first stage's factor {factor}")
-        with torch.inference_mode():
-            dtype = self.model.first_stage_model.post_quant_conv.weight.dtype
-            z = self.model.encode((images.to(self.device).float() / 127.5 - 1).to(dtype))
-            return self._decode(z, (height, width))
-
     def run_task(self, task: str, resolution: Resolution, seeds: Sequence[int], *,
                  steps: int | None = None) -> "list[tuple[str, Tensor]]":
         """Rows (label, uint8 [B, 3, h, w]) of one of `tasks`, by the variant of that name, with its PSNR, SSIM and distance."""
@@ -282,7 +255,7 @@ class LDM(Batched):
 
     def close(self) -> None:
         """Free the network."""
-        self.model = None
+        self.model = self.coder = None
         self._plans = {}
 
     def weights_digest(self) -> str:
@@ -290,9 +263,10 @@ class LDM(Batched):
         if self.weights == "random":
             return hashlib.sha256(f"random {json.dumps(self.params, sort_keys=True)}".encode()).hexdigest()
         from methods.ldm.checkpoint import weight_files
+        from methods.ldm.first_stages import file_alone
 
         digest = hashlib.sha256()
-        for file in weight_files(self.path):
+        for file in weight_files(self.path) if self.alone is None else [file_alone(self.path)]:
             if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt", ".bin") or file.name == "vocab.txt":
                 digest.update(file.read_bytes())
         digest.update(json.dumps(self.params, sort_keys=True).encode())
@@ -300,13 +274,15 @@ class LDM(Batched):
 
     def parameters(self) -> int:
         """Parameters of everything that was loaded (first stage, U-Net, class embedding)."""
-        if self.model is not None:
-            return sum(p.numel() for p in self.model.parameters())
+        if self.coder is not None:
+            return sum(p.numel() for p in self.coder.parameters())
         import torch
 
-        from methods.ldm.model import LatentDiffusion
+        from methods.ldm.model import FirstStageAlone, LatentDiffusion
+
         with torch.device("meta"):
-            return sum(p.numel() for p in LatentDiffusion(self.params).parameters())
+            kind = LatentDiffusion if "unet_config" in self.params else FirstStageAlone
+            return sum(p.numel() for p in kind(self.params).parameters())
 
     @classmethod
     def train(cls, out: Path, **options: Any) -> dict[str, Any]:

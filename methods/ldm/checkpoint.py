@@ -19,8 +19,8 @@ from hibench.errors import AdapterError, MissingWeights
 from methods.ldm.model import LatentDiffusion
 from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 
-__all__ = ["Loaded", "ema_names", "fill", "find_config", "folder_file", "load_checkpoint", "load_first_stage", "load_folder",
-           "read_config", "read_state_dict", "unflatten_ema", "weight_files"]
+__all__ = ["Loaded", "config_files", "ema_names", "fill", "find_config", "folder_file", "load_checkpoint", "load_first_stage",
+           "load_folder", "read_config", "read_mapping", "read_state_dict", "unflatten_ema", "weight_files"]
 
 # Buffers and training-only parts of official checkpoints that sampling does not need.
 IGNORED = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights", "logvar", "model_ema.",
@@ -192,7 +192,7 @@ def weight_files(path: Path) -> list[Path]:
     """The files that weights at this path consist of, in a fixed order: of a checkpoint, a pipeline or hibench's own layout."""
     if not path.is_dir():
         return [path]
-    if not (path / "unet.safetensors").exists():
+    if not any((path / f"{name}.safetensors").exists() for name in ("unet", "first_stage")):
         return sorted(path.rglob("*"))
     parts = [*(folder_file(path, name) for name in ("cond", "first_stage", "unet")), path / "vocab.txt"]
     return [part for part in parts if part.exists()]
@@ -200,23 +200,35 @@ def weight_files(path: Path) -> list[Path]:
 
 def find_config(path: Path) -> dict[str, Any] | None:
     """`model.params` from a configuration beside a checkpoint (config.json, config.yaml, *-project.yaml), or None."""
+    return next(map(read_config, config_files(path)), None)
+
+
+def config_files(path: Path) -> list[Path]:
+    """The configurations beside a checkpoint that are there, the one that counts first."""
     folder = path if path.is_dir() else path.parent
-    for file in (path if path.suffix in (".yaml", ".yml", ".json") else None, folder / "config.json", folder / "config.yaml",
-                 *sorted(folder.glob("*-project.yaml"))):
-        if file is not None and file.is_file():
-            return read_config(file)
-    return None
+    files = [*([path] if path.suffix in (".yaml", ".yml", ".json") else []), folder / "config.json", folder / "config.yaml",
+             *sorted(folder.glob("*-project.yaml"))]
+    return [file for file in files if file.is_file()]
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """`model.params` of an official yaml, of the same structure in JSON, or of hibench's own flat config.json."""
+def read_mapping(file: Path) -> dict[str, Any]:
+    """A yaml or JSON file that holds a mapping; AdapterError for another."""
     import yaml
 
     try:
         config = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
     except (ValueError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise AdapterError(f"{file}: not a readable configuration ({one_line(error)})") from error
-    params = config.get("model", {}).get("params", config) if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{file}: not an LDM configuration: it holds a {type(config).__name__}, not a mapping")
+    return config
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """`model.params` of an official yaml, of the same structure in JSON, or of hibench's own flat config.json."""
+    config = read_mapping(file)
+    model = config.get("model", {})
+    params = model.get("params", config) if isinstance(model, dict) else None
     if not isinstance(params, dict) or not {"unet_config", "first_stage_config"} <= params.keys():
         raise AdapterError(f"{file}: not an LDM configuration: it names no unet_config and first_stage_config")
     return params

@@ -1,4 +1,4 @@
-"""First stages by name in the size of the reference: their configurations, where they lie, and what they start from."""
+"""First stages alone: small ones by name and where they lie, published files, and what training starts from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.ldm.configs import FIRST_STAGES, first_stage_config
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["CODES", "FOLDER", "first_stage_folder", "small_first_stage", "start_from"]
+__all__ = ["CODES", "FOLDER", "file_alone", "first_stage_folder", "params_alone", "small_first_stage", "start_from"]
 
 FOLDER = "first-stages"                             # beside the reference weights
 WIDTH, SIDE, CODES = 32, 64, 4096                   # channels of the first level, training side in px, codes at most
@@ -37,6 +37,34 @@ def small_first_stage(name: str) -> dict[str, Any]:
 def first_stage_folder(base: Path, name: str) -> Path:
     """Where the trained first stage of this name lies below the reference weights; vq-f4 is the reference's own."""
     return base if name == "vq-f4" else base / FOLDER / name
+
+
+def params_alone(path: Path) -> dict[str, Any] | None:
+    """The configuration of a first stage without a U-Net at this path, {"first_stage_config": ..., "scale_factor": ...}.
+
+    A folder with first_stage.safetensors and no unet.safetensors, or a published first-stage file or zip, which is known by its
+    name (`kl-f8.zip`, `kl-f8/model.ckpt`) or by an official configuration beside it that names an autoencoder. None: it is
+    something else.
+    """
+    from methods.ldm.checkpoint import config_files, read_mapping
+
+    if path.is_dir() and (path / "first_stage.safetensors").is_file():
+        if (path / "unet.safetensors").exists() or not (path / "config.json").is_file():
+            return None
+        return read_mapping(path / "config.json")
+    for file in config_files(path):
+        read = read_mapping(file).get("model", {})
+        params = read.get("params", {}) if isinstance(read, dict) else {}
+        return {"first_stage_config": read} if {"ddconfig", "embed_dim"} <= params.keys() else None
+    name = path.stem if path.suffix in (".zip", ".ckpt", ".safetensors") and path.stem != "model" else path.name
+    name = path.parent.name if path.stem == "model" else name
+    return {"first_stage_config": first_stage_config(name)} if name in FIRST_STAGES and path.exists() else None
+
+
+def file_alone(path: Path) -> Path:
+    """The file with the tensors of such a first stage: the path itself, or what lies in the folder."""
+    inside = [path / name for name in ("first_stage.safetensors", "model.ckpt")] if path.is_dir() else [path]
+    return next((place for place in inside if place.is_file()), inside[-1])
 
 
 def start_from(module: nn.Module, state: Mapping[str, Tensor]) -> int:

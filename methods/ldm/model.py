@@ -16,7 +16,8 @@ from methods.ldm.text import TextEncoder
 from methods.nn.autoencoder import AutoencoderKL, VQModel, build_first_stage
 from methods.nn.unet import UNet
 
-__all__ = ["ClassEmbedder", "LatentDiffusion", "SpatialRescaler", "empty_model", "random_model", "randomise"]
+__all__ = ["ClassEmbedder", "Coder", "FirstStageAlone", "LatentDiffusion", "SpatialRescaler", "empty_first_stage",
+           "empty_model", "random_model", "randomise"]
 
 
 class ClassEmbedder(nn.Module):
@@ -49,7 +50,35 @@ class SpatialRescaler(nn.Module):
         return self.channel_mapper(x)
 
 
-class LatentDiffusion(nn.Module):
+class Coder(nn.Module):
+    """Images to latents and back: z = scale_factor * encode(x)."""
+
+    first_stage_model: VQModel | AutoencoderKL
+    scale_factor: float
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] to latents; a KL posterior is sampled with `noise`, None = its mean."""
+        encoded = self.first_stage_model.encode(x)
+        if not isinstance(encoded, Tensor):
+            encoded = encoded.mode() if noise is None else encoded.sample(noise)
+        return self.scale_factor * encoded
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to images [B, 3, H, W], unclamped."""
+        dtype = self.first_stage_model.post_quant_conv.weight.dtype
+        return self.first_stage_model.decode((z / self.scale_factor).to(dtype))
+
+
+class FirstStageAlone(Coder):
+    """An autoencoder without a model of its latents; `params` is a configuration that names no U-Net."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        super().__init__()
+        self.scale_factor = float(params.get("scale_factor", 1.0))
+        self.first_stage_model = build_first_stage(params["first_stage_config"])
+
+
+class LatentDiffusion(Coder):
     """`first_stage_model`, `model.diffusion_model` and `cond_stage_model`, built from an official configuration.
 
     `params` is the `model.params` of an official yaml. Latents are z = scale_factor * encode(x).
@@ -69,7 +98,7 @@ class LatentDiffusion(nn.Module):
         self.scale_by_std = bool(params.get("scale_by_std", False))
         self.model = nn.Module()
         self.model.diffusion_model = UNet.from_config(params["unet_config"]["params"])
-        self.first_stage_model: VQModel | AutoencoderKL = build_first_stage(params["first_stage_config"])
+        self.first_stage_model = build_first_stage(params["first_stage_config"])
         self.cond_stage_model = build_condition(params.get("cond_stage_config"))
 
     @property
@@ -86,18 +115,6 @@ class LatentDiffusion(nn.Module):
     def multiple(self) -> int:
         """Image heights and widths must be multiples of this: first-stage factor x U-Net downsampling."""
         return self.first_stage_model.factor * self.unet.multiple
-
-    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] to latents; a KL posterior is sampled with `noise`, None = its mean."""
-        encoded = self.first_stage_model.encode(x)
-        if not isinstance(encoded, Tensor):
-            encoded = encoded.mode() if noise is None else encoded.sample(noise)
-        return self.scale_factor * encoded
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to images [B, 3, H, W], unclamped."""
-        dtype = self.first_stage_model.post_quant_conv.weight.dtype
-        return self.first_stage_model.decode((z / self.scale_factor).to(dtype))
 
 
 def build_condition(config: Any) -> nn.Module | None:
@@ -120,6 +137,13 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
             generator = torch.Generator(p.device).manual_seed(seed * 100_003 + index)
             std = 1.0 if "embedding" in name else p[0].numel() ** -0.5
             p.normal_(0.0, std, generator=generator)
+
+
+def empty_first_stage(params: dict[str, Any], device: str = "cpu", dtype: torch.dtype = torch.float32) -> FirstStageAlone:
+    """The autoencoder of this configuration in evaluation mode, allocated on the device and not yet filled."""
+    with torch.device("meta"):
+        model = FirstStageAlone(params)
+    return model.to(dtype).to_empty(device=device).eval()
 
 
 def empty_model(params: dict[str, Any], device: str = "cpu", dtype: torch.dtype = torch.float32) -> LatentDiffusion:

@@ -70,8 +70,7 @@ def train_named(out: Path, name: str, *, steps: int | None = None, images: int |
         raise MissingWeights(f"train ldm: first stage {name} starts from {file}, which is not there; "
                              f"train it with: hibench train ldm --stage first-stage --out {base}")
     if RESOLUTION >> (len(small_first_stage(name)["params"]["ddconfig"]["ch_mult"]) - 1) < 4:
-        raise SpecError(f"train ldm: {name} leaves fewer than 4 x 4 latents of {RESOLUTION} px scenes; "
-                        "there is nothing to train here, but its published size can be measured with weights: random")
+        raise SpecError(f"train ldm: {name} leaves fewer than 4 x 4 latents of scenes of {RESOLUTION} px; train another one")
     start = {k: v.float() for k, v in load_file(file).items()}
     return train_first_stage(out, small_first_stage(name), WARM, start=start, name=name, steps=steps, images=images or IMAGES,
                              device=device, resume=resume, max_seconds=max_seconds)
