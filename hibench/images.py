@@ -45,19 +45,16 @@ def decode(path: str | Path) -> "NDArray[np.uint8]":
     scaled by 255/65535 and rounded; CMYK and palettes are converted; of several frames the first is read. A file that cannot be
     read whole raises SpecError with its name.
     """
-    import warnings
-
     import numpy as np
     from PIL import Image, ImageOps
 
+    _silence()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns about odd metadata and about large images; size is checked here
-            with Image.open(path) as opened:
-                if opened.width * opened.height > _MAX_PIXELS:
-                    raise ValueError(f"{opened.width}x{opened.height} pixels are more than {_MAX_PIXELS}")
-                opened.load()
-                image = _to_rgb(ImageOps.exif_transpose(opened))
+        with Image.open(path) as opened:
+            if opened.width * opened.height > _MAX_PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} pixels are more than {_MAX_PIXELS}")
+            opened.load()
+            image = _to_rgb(ImageOps.exif_transpose(opened))
         return np.array(np.asarray(image).transpose(2, 0, 1), order="C")  # a copy: writable, contiguous
     except Exception as error:  # PIL raises many types, SyntaxError and struct.error among them
         raise _unreadable(path, error) from error
@@ -66,18 +63,26 @@ def decode(path: str | Path) -> "NDArray[np.uint8]":
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) after the EXIF orientation, from the file's header; SpecError with the file's name if it cannot be
     read."""
-    import warnings
-
     from PIL import Image
 
+    _silence()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
-                turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                return (opened.width, opened.height) if turned else (opened.height, opened.width)
+        with Image.open(path) as opened:
+            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (opened.width, opened.height) if turned else (opened.height, opened.width)
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _silence() -> None:
+    """Nothing about odd metadata and large images, of which PIL warns; their size is checked here.
+
+    Only PIL's warnings, and for good: `warnings.catch_warnings` swaps a list that all threads share, and two threads that
+    decode can leave every warning of the process ignored.
+    """
+    import warnings
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _unreadable(path: str | Path, error: Exception) -> SpecError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,15 @@ def test_decoding_keeps_order_and_holds_little() -> None:
     assert seen == list(range(200))
     assert most[0] <= 2 * 3 + 2
     assert list(stream([])) == []
+
+
+def test_decoding_in_threads_leaves_the_warnings_of_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)    # PIL warns of every picture; errors here, unless silenced
+    paths = [save(tmp_path / f"{i}.png", noise(4, 4, i)) for i in range(40)]
+    assert len(list(stream(paths, threads=8))) == 40
+    assert image_size(paths[0]) == (4, 4)
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)
 
 
 def test_scenes_references_are_disjoint_rendered_and_captioned() -> None:

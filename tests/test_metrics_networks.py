@@ -61,6 +61,24 @@ def test_clip_features_follow_clean_fids_preprocessing(small_clip: tuple[Path, t
     assert extractor.resize == "pil-bicubic-uint8-shortest-224-centre-crop"
 
 
+def test_long_captions_are_cut_before_their_end_token(small_clip: tuple[Path, torch.nn.Module]) -> None:
+    """torchmetrics cuts the ids of the HuggingFace tokenizer at 77 and loses the end token, whose place is the embedding."""
+    path, model = small_clip
+    extractor = get_extractor("clip-vit-b-32", "cpu", str(path))
+    tokens = open_clip.get_tokenizer("ViT-B-32")(["red " * 100])
+    assert int(tokens[0, -1]) == int(tokens.max()) == 49407
+    with torch.inference_mode():
+        assert torch.allclose(extractor.encode_text(["red " * 100]), model.encode_text(tokens), atol=1e-6)  # type: ignore[attr-defined]
+    assert torch.equal(extractor.encode_text(["red " * 100]), extractor.encode_text(["red " * 90 + "blue"]))  # type: ignore[attr-defined]
+
+
+def test_openai_clips_are_built_with_the_activation_that_they_were_trained_with() -> None:
+    """open_clip builds plain GELU for a file under the name ViT-B-32, without a word (its issues 771 and 915)."""
+    for architecture, size, width in embedding.CLIP_MODELS.values():
+        config = open_clip.get_model_config(architecture)
+        assert (config["quick_gelu"], config["vision_cfg"]["image_size"], config["embed_dim"]) == (True, size, width)
+
+
 def test_a_clip_file_of_another_network_is_refused(small_clip: tuple[Path, torch.nn.Module]) -> None:
     path, _ = small_clip
     state = torch.load(path, weights_only=True)

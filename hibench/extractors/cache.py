@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hibench.extractors.contract import Extractor
 from hibench.extractors.passes import Collector
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from hibench.references import Reference
 
-__all__ = ["CACHE_VERSION", "cache_key", "fit_paths", "reference_features"]
+__all__ = ["CACHE_VERSION", "cache_key", "fit_paths", "keep", "reference_features"]
 
 CACHE_VERSION = 1  # raise whenever an extractor computes something else
 
@@ -68,8 +69,6 @@ def reference_features(
 
     `cache`: a directory (None = HIBENCH_CACHE). Entries are keyed by content and never go stale; a damaged one is made again.
     """
-    import numpy as np
-
     folder = Path(cache or cache_directory()) / "features"
     out: dict[str, NDArray[np.float32]] = {}
     todo: list[tuple[Extractor, Path]] = []
@@ -85,14 +84,30 @@ def reference_features(
         for images in reference.images(resolution, batch=batch, device=device):
             collector.add(images)
         fresh = collector.finish()
-        folder.mkdir(parents=True, exist_ok=True)
         for extractor, path in todo:
-            mine = {k.rpartition("/")[2]: v for k, v in fresh.items() if k.rpartition("/")[0] == extractor.name}
-            part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-            np.savez(part, **mine)  # type: ignore[arg-type]
-            os.replace(part, path)
+            keep(path, {k.rpartition("/")[2]: v for k, v in fresh.items() if k.rpartition("/")[0] == extractor.name})
         out.update(fresh)
     return out
+
+
+def keep(path: Path, arrays: "Mapping[str, Any]") -> None:
+    """Write arrays aside and publish them by one rename; a cache that cannot be written costs time and no number: it warns."""
+    import numpy as np
+
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            np.savez(part, **arrays)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        warnings.warn(
+            f"{path.parent}: features of the reference cannot be kept ({error}) and will be computed again; "
+            "set HIBENCH_CACHE to a directory with room that can be written",
+            stacklevel=2,
+        )
 
 
 def _read(path: Path) -> "dict[str, NDArray[np.float32]] | None":

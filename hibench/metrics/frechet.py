@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +71,8 @@ def cached_fit(features: "NDArray[np.floating[Any]]", path: Path | None) -> Gaus
     import numpy as np
     import torch
 
+    from hibench.extractors.cache import keep
+
     if path is None or len(features) <= features.shape[1]:
         return fit(features)
     try:
@@ -80,10 +81,7 @@ def cached_fit(features: "NDArray[np.floating[Any]]", path: Path | None) -> Gaus
             return Gaussian(mean, float(held["trace"]), factor, int(held["n"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         made = fit(features)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-    np.savez(part, mean=made.mean.numpy(), factor=made.factor.numpy(), trace=made.trace, n=made.n)
-    os.replace(part, path)
+    keep(path, {"mean": made.mean.numpy(), "factor": made.factor.numpy(), "trace": made.trace, "n": made.n})
     return made
 
 

@@ -83,10 +83,15 @@ def lpips_network(net: str = "alex", weights: str | None = None, device: str = "
 
 
 def lpips_distance(a: "torch.Tensor", b: "torch.Tensor", network: Any) -> "torch.Tensor":
-    """LPIPS v0.1 (1801.03924) of uint8 pairs [B, 3, H, W] at their own resolution → [B]; raises SpecError below 32 px."""
+    """LPIPS v0.1 (1801.03924) of uint8 pairs [B, 3, H, W] at their own resolution → [B].
+
+    Raises SpecError below 32 px, and for other types than uint8: a range of 0..1 would change the distance without a word.
+    """
     import torch
 
     _same(a, b, "lpips")
+    if (a.dtype, b.dtype) != (torch.uint8, torch.uint8):
+        raise SpecError(f"lpips: images must be uint8 in grey levels, got {a.dtype} and {b.dtype}; round them first")
     if min(a.shape[-2:]) < 32:
         raise SpecError(f"lpips: {a.shape[-1]}x{a.shape[-2]} px is too small; it needs 32 px")
     with torch.inference_mode():
