@@ -51,6 +51,8 @@ class Line:
 
 def number(value: Any) -> float | None:
     """A finite float, or None for null, NaN, infinity and anything that is not a number."""
+    if value is None or type(value) is float:             # most of them: quickly
+        return value if value is not None and math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
@@ -109,8 +111,9 @@ def pair(rows: Iterable[Row]) -> list[Line]:
             quality[place] = row
     for place, row in quality.items():
         if place not in beside:
-            lines[(*place, None)] = Line(*place)
-            beside[place] = [lines[(*place, None)]]
+            nowhere = (*place, None)
+            lines[nowhere] = Line(*place)
+            beside[place] = [lines[nowhere]]
         for line in beside[place]:
             line.quality = row
     sparse = len({line.sparsity for line in lines.values() if not line.role}) > 1

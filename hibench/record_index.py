@@ -8,11 +8,12 @@ import marshal
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hibench.store import SCHEMA, Corrupt, check_record, read_record
 from hibench.weights import cache_directory
@@ -20,38 +21,47 @@ from hibench.weights import cache_directory
 __all__ = ["FEWEST", "index_file", "load_records", "without_collector"]
 
 FEWEST = 1000  # records that are not in the index before one is written; fewer are read in less than a second
-MAGIC = b"hibench records 1\n"
+MAGIC = b"hibench records 2\n"
 Stamp = tuple[int, int, int, int]  # inode, bytes, time of the content and of the inode in ns: no change leaves all of them
-Held = dict[str, tuple[Stamp, dict[str, Any]]]  # id -> what stood in its file when it had this stamp
+Chunk = tuple[list[str], list[Stamp], list[dict[str, Any]]]  # the records of one folder: ids, stamps, contents
+T = TypeVar("T")
 
 
-def load_records(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every record under `root`/cells that can be read, by key and id, and one sentence for each that cannot.
+def load_records(root: Path, take: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
+    """`take(record)` of every record under `root`/cells that can be read, by key and id; a sentence for each that cannot.
 
     A record comes from the index only while its file still has the inode, size and times that it had when it was read, so
-    whatever was copied, merged or edited is read again. Records share equal parts (the environment): change none of them.
-    Raises HibenchError for a newer schema.
+    whatever was copied, merged or edited is read again. What `take` does not keep is let go folder by folder. Records share
+    equal environments: change none of them. Raises HibenchError for a newer schema.
     """
+    problems: list[str] = []
+    found: list[tuple[str, str, T]] = []
     with without_collector():
-        held = _read_index(root)
-        found, problems, fresh = {}, [], 0
-        for folder in _folders(root / "cells"):
-            stale = []
-            for id, path in _cells(folder):
-                known = held.get(id)
-                if known is not None and known[0] == _stamp(path):
-                    found[id] = known
-                else:
-                    stale.append((id, path))
-            fresh += len(stale)
-            problems += _read_folder(stale, found)
-        _share(found)
-        if fresh > max(FEWEST, len(found) // 20) or len(held) > 2 * len(found) + FEWEST:
-            _write_index(root, found)
-        records = sorted((record for _, record in found.values()), key=lambda record: (record["key"], record["id"]))
-        if len(records) > FEWEST:
+        index, known = _Index.read(root), _Environments()
+        cells = {folder: _cells(folder) for folder in _folders(root / "cells")}
+        count = sum(map(len, cells.values()))
+        fresh = sum(index.stamps.get(id) != stamp for mine in cells.values() for id, (_, stamp) in mine.items())
+        renew = fresh > max(FEWEST, count // 20) or len(index.stamps) > 2 * count + FEWEST
+        chunks: dict[str, bytes] = {}
+        held: dict[str, Stamp] = {}
+        for folder, mine in cells.items():
+            name = os.path.basename(folder)
+            ids, stamps, records = chunk = index.chunk(name, mine)
+            stale = {id: path for id, (path, _) in mine.items() if id not in set(ids)} if len(ids) < len(mine) else {}
+            problems += _read_folder(stale, chunk)
+            if renew:
+                chunks[name] = marshal.dumps(chunk)
+                held.update(zip(ids, stamps))
+            for record in records:
+                known.share(record)
+                found.append((record["key"], record["id"], take(record)))
+        if renew:
+            _write(root, chunks, held)
+        found.sort(key=lambda item: item[:2])
+        taken = [item[2] for item in found]
+        if count > FEWEST:
             gc.freeze()
-    return records, problems
+    return taken, problems
 
 
 @contextmanager
@@ -80,10 +90,11 @@ def _folders(path: Path) -> list[str]:
         return []
 
 
-def _cells(folder: str) -> list[tuple[str, str]]:
-    """Id and record.json of every cell in a folder, in order."""
+def _cells(folder: str) -> dict[str, tuple[str, Stamp | None]]:
+    """Id → record.json and its stamp of every cell in a folder, in order."""
     with os.scandir(folder) as entries:
-        return sorted((entry.name, f"{entry.path}/record.json") for entry in entries if entry.is_dir())
+        paths = sorted((entry.name, f"{entry.path}/record.json") for entry in entries if entry.is_dir())
+    return {id: (path, _stamp(path)) for id, path in paths}
 
 
 def _stamp(path: str | int) -> Stamp | None:
@@ -94,27 +105,28 @@ def _stamp(path: str | int) -> Stamp | None:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _read_folder(cells: list[tuple[str, str]], found: Held) -> list[str]:
-    """Read the records of one folder into `found`; a sentence for each that cannot be read.
+def _read_folder(cells: Mapping[str, str], chunk: Chunk) -> list[str]:
+    """Read the records of one folder (id → path) into `chunk`; a sentence for each that cannot be read.
 
     They are parsed together, which is quicker and lets them share their keys, or one by one where that fails.
     """
-    stamps, texts = [], []
-    for _, path in cells:
-        stamp, text = _content(path)
-        stamps.append(stamp)
-        texts.append(text)
+    ids, stamps, records = chunk
+    read = [_content(path) for path in cells.values()]
     try:
-        values = json.loads(f"[{','.join(texts)}]") if all(text.lstrip().startswith("{") for text in texts) else []
+        whole = all(text.startswith("{") for _, text in read)
+        values = json.loads(f"[{','.join(text for _, text in read)}]") if whole else []
     except ValueError:
         values = []
     problems = []
-    for at, (id, path) in enumerate(cells):
+    for at, (id, path) in enumerate(cells.items()):
         try:
             record = check_record(values[at], Path(path), id) if len(values) == len(cells) else read_record(Path(path), id)
-            found[id] = stamps[at], record
         except Corrupt as error:
             problems.append(str(error))
+            continue
+        ids.append(id)
+        stamps.append(read[at][0])
+        records.append(record)
     return problems
 
 
@@ -128,20 +140,24 @@ def _content(path: str) -> tuple[Stamp, str]:
         return (0, 0, 0, 0), ""
 
 
-def _share(found: Held) -> None:
+class _Environments:
     """One object for equal environments: most records of a run have the same, and it is half of their size."""
-    known: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for _, record in found.values():
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, str], list[dict[str, Any]]] = {}
+
+    def share(self, record: dict[str, Any]) -> None:
+        """Give a record an equal environment that is known already, or get to know its own."""
         env = record.get("env")
-        if isinstance(env, dict):
-            same = known.setdefault((str(env.get("hardware_digest")), str(env.get("software_digest"))), [])
-            for other in same:
-                if other is env or other == env:
-                    record["env"] = other
-                    break
-            else:
-                if len(same) < 16:
-                    same.append(env)
+        if not isinstance(env, dict):
+            return
+        same = self.known.setdefault((str(env.get("hardware_digest")), str(env.get("software_digest"))), [])
+        for other in same:
+            if other == env:
+                record["env"] = other
+                return
+        if len(same) < 16:
+            same.append(env)
 
 
 # -- the index -------------------------------------------------------------------------------------------------------------
@@ -158,33 +174,59 @@ def _head(root: Path) -> bytes:
     return MAGIC + json.dumps(said).encode() + b"\n"
 
 
-def _read_index(root: Path) -> Held:
-    """What the index holds; {} without one, or where it is another's, of another version or damaged."""
-    head = _head(root)
-    try:
-        with index_file(root).open("rb") as file:
-            if os.fstat(file.fileno()).st_uid != os.getuid() or file.read(len(head)) != head:
-                return {}
-            checksum, content = file.read(4), file.read()
-    except OSError:
-        return {}
-    if zlib.crc32(content).to_bytes(4, "big") != checksum:
-        return {}
-    ids, stamps, records = marshal.loads(content)
-    return {id: (stamp, record) for id, stamp, record in zip(ids, stamps, records)}
+class _Index:
+    """The index of a directory: the stamp of every record, and the records by folder, unpacked when they are asked for."""
+
+    def __init__(self, stamps: dict[str, Stamp], places: dict[str, tuple[int, int]], content: bytes) -> None:
+        self.stamps, self.places, self.content = stamps, places, memoryview(content)
+
+    @classmethod
+    def read(cls, root: Path) -> _Index:
+        """The index; an empty one without any, or where it is another's, of another version or damaged."""
+        head = _head(root)
+        try:
+            with index_file(root).open("rb") as file:
+                if os.fstat(file.fileno()).st_uid == os.getuid() and file.read(len(head)) == head:
+                    checksum, content = file.read(4), file.read()
+                    if zlib.crc32(content).to_bytes(4, "big") == checksum:
+                        size = int.from_bytes(content[:8], "big")
+                        stamps, places = marshal.loads(content[8 : 8 + size])
+                        return cls(stamps, places, content[8 + size :])
+        except OSError:
+            pass
+        return cls({}, {}, b"")
+
+    def chunk(self, folder: str, cells: Mapping[str, tuple[str, Stamp | None]]) -> Chunk:
+        """Of what is held of a folder: the records whose files have not changed."""
+        if folder not in self.places:
+            return [], [], []
+        start, end = self.places[folder]
+        ids, stamps, records = marshal.loads(self.content[start:end])
+        same = [id in cells and cells[id][1] == stamp for id, stamp in zip(ids, stamps)]
+        if all(same):
+            return ids, stamps, records
+        return list(compress(ids, same)), list(compress(stamps, same)), list(compress(records, same))
 
 
-def _write_index(root: Path, found: Held) -> None:
+def _write(root: Path, chunks: Mapping[str, bytes], stamps: dict[str, Stamp]) -> None:
     """Write the index whole, and remove those of directories that are gone; where that is impossible, there is none."""
-    content = marshal.dumps((list(found), [stamp for stamp, _ in found.values()], [record for _, record in found.values()]))
+    places: dict[str, tuple[int, int]] = {}
+    end = 0
+    for folder, chunk in chunks.items():
+        places[folder] = end, end + len(chunk)
+        end += len(chunk)
+    table = marshal.dumps((stamps, places))
+    parts = [len(table).to_bytes(8, "big"), table, *chunks.values()]
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
     path = index_file(root)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:
-                file.write(_head(root) + zlib.crc32(content).to_bytes(4, "big"))
-                file.write(content)
+                file.writelines([_head(root), checksum.to_bytes(4, "big"), *parts])
             aside.chmod(0o600)
             os.replace(aside, path)
         finally:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibench import fits, tables, typeset
-from hibench.columns import metric_names
+from hibench import fits, summary, tables, typeset
 from hibench.errors import SpecError, did_you_mean
 from hibench.lines import NOTHING, Row, number, resolution_text, settings_text
 from hibench.published import CAVEAT, published_of, published_rows
 from hibench.rows import load_rows, sweep_rows
+from hibench.tidy import csv_text, frame
 from hibench.typeset import escape_markdown
 
 if TYPE_CHECKING:
@@ -20,54 +20,29 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "load_table", "records_csv", "write_report"]
 
 FORMATS = ("md", "csv", "tex", "png", "pdf")
-FIRST = ("key", "method", "kind", "status", "height", "width", "steps", "sparsity", "latency_p50_s", "latency_p90_s",
-         "latency_lo_s", "latency_hi_s", "peak_bytes", "peak_source", "weights_bytes", "first_image_s", "load_s", "flops",
-         "nfe", "coordinates", "energy_j_per_image", "n", "reason", "flags", "id", "parameters")
-COUNTS = ("height", "width", "steps", "peak_bytes", "weights_bytes", "flops", "nfe", "coordinates", "n", "parameters", "images",
-          "processes")
+SUMMED_UP = ("**This report sums up.** A table with every cell and plots of so many would take minutes: {count} of {all} "
+             "sweeps have a line per method and kind instead, and no plots are drawn. No record is left out: records.csv "
+             "(`--format csv`) has a line for each, and `hibench report DIR --full` writes every table and plot.")
 
 
 def load_table(results: Path) -> "pd.DataFrame":
     """One row per record: key, method, axes, numbers in base units, a column per metric and `<metric>_pm`.
 
     `coordinates` is there when some record reports it."""
-    return _frame(load_rows(results)[0])
-
-
-def _frame(rows: list[Row]) -> "pd.DataFrame":
-    import pandas as pd
-
-    metrics = metric_names(row for row in rows if row["kind"] != "speed")
-    options = sorted({name for row in rows for name in row["_options"]})
-    flat = []
-    for row in rows:
-        one = {name: value for name, value in row.items() if not name.startswith("_")}
-        one |= {f"option.{name}": row["_options"].get(name) for name in options}
-        for name in metrics:
-            entry = row["_metrics"].get(name) or {}
-            one |= {name: number(entry.get("value")), f"{name}_pm": number(entry.get("pm"))}
-        flat.append(one)
-    named = [f"option.{name}" for name in options], [part for name in metrics for part in (name, f"{name}_pm")]
-    first = [name for name in FIRST if name != "coordinates" or any(row["coordinates"] is not None for row in rows)]
-    rest = [name for name in flat[0] if name not in FIRST and name not in (*named[0], *named[1])]
-    frame: pd.DataFrame = pd.DataFrame(flat, columns=[*first, *named[0], *named[1], *rest])
-    for name in [str(column) for column in frame.columns]:
-        if name in named[1] or name.endswith(("_s", "_j_per_image")) or name in COUNTS:
-            frame[name] = frame[name].astype("float64")
-        if name in COUNTS and bool((frame[name].dropna() % 1 == 0).all()):
-            frame[name] = frame[name].astype("Int64")
-    return frame
+    return frame(load_rows(results)[0])
 
 
 def records_csv(results: Path) -> str:
     """The tidy table of all records as CSV; empty fields where a number is unknown."""
-    return str(load_table(results).to_csv(index=False, lineterminator="\n"))
+    return csv_text(load_rows(results)[0])
 
 
-def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS) -> list[Path]:
+def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS, full: bool = False) -> list[Path]:
     """Write records.csv, tables/, plots/ and report.md under `out`; returns the paths written, in order.
 
-    The same records give the same bytes. Raises HibenchError without records, SpecError for an unknown format."""
+    Of more than `hibench.summary.LARGE` cells the large sweeps are summed up, which report.md says, and nothing is drawn,
+    unless the report is to be `full`. records.csv always has every record. The same records give the same bytes.
+    Raises HibenchError without records, SpecError for an unknown format."""
     for name in formats:
         if name not in FORMATS:
             raise SpecError(f"unknown report format '{name}'{did_you_mean(name, FORMATS)}; known: {', '.join(FORMATS)}")
@@ -75,13 +50,17 @@ def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS) 
     rows, problems = load_rows(results)
     written: list[Path] = []
     if "csv" in formats:
-        written.append(_put(out / "records.csv", str(_frame(rows).to_csv(index=False, lineterminator="\n"))))
+        written.append(_put(out / "records.csv", csv_text(rows)))
     sweeps = sweep_rows(results, rows)
-    made = {name: tables.build(name, mine) for name, mine in sweeps.items()}
-    writers = {"md": typeset.to_markdown, "csv": typeset.to_csv, "tex": typeset.to_latex}
+    large = summary.is_large(sweeps) and not full
+    shown, rest = summary.split(sweeps) if large else (sweeps, {})
+    made: dict[str, tables.Table | summary.Summary] = {name: tables.build(name, shown[name]) if name in shown else
+                                                       summary.summarise(name, rest[name]) for name in sweeps}
     for name, table in made.items():
-        written += [_put(out / "tables" / f"{name}.{kind}", write(table)) for kind, write in writers.items() if kind in formats]
-    pictures = [kind for kind in ("png", "pdf") if kind in formats]
+        for kind in ("md", "csv", "tex"):
+            text = _typeset(table, kind) if kind in formats else None
+            written += [] if text is None else [_put(out / "tables" / f"{name}.{kind}", text)]
+    pictures = [kind for kind in ("png", "pdf") if kind in formats and not large]
     drawn: dict[str, list[tuple[str, list[Path]]]] = {name: [] for name in sweeps}
     if pictures:
         from hibench.plots import write_plots
@@ -94,13 +73,20 @@ def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS) 
     return written
 
 
+def _typeset(table: tables.Table | summary.Summary, kind: str) -> str | None:
+    """A table as md, csv or tex; None where there is none of that kind."""
+    if isinstance(table, summary.Summary):
+        return {"md": table.markdown, "csv": table.csv}[kind]() if kind in ("md", "csv") else None
+    return {"md": typeset.to_markdown, "csv": typeset.to_csv, "tex": typeset.to_latex}[kind](table)
+
+
 def _put(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
-def _index(rows: list[Row], problems: list[str], made: dict[str, tables.Table],
+def _index(rows: list[Row], problems: list[str], made: dict[str, tables.Table | summary.Summary],
            drawn: dict[str, list[tuple[str, list[Path]]]], out: Path) -> str:
     """report.md: summary, a section per sweep with table, plots and provenance, failures, environment."""
     counts = {status: sum(row["status"] == status for row in rows) for status in sorted({row["status"] for row in rows})}
@@ -108,29 +94,38 @@ def _index(rows: list[Row], problems: list[str], made: dict[str, tables.Table],
             f"{len(rows)} records: " + ", ".join(f"{count} {status}" for status, count in counts.items())
             + ". Every number below comes from one record; its id stands under *Provenance*, and record `ID` lies in "
             "`cells/<first two letters of ID>/ID/record.json` of the results directory.", ""]
+    summed_up = any(isinstance(table, summary.Summary) for table in made.values())
+    if summed_up:
+        count = sum(isinstance(table, summary.Summary) for table in made.values())
+        text += [SUMMED_UP.format(count=count, all=len(made)), ""]
     for name, table in made.items():
-        text += [f"## {escape_markdown(name)}", "", typeset.to_markdown(table)]
+        text += [f"## {escape_markdown(name)}", "", str(_typeset(table, "md"))]
         for caption, paths in drawn[name]:
             files = [path.relative_to(out).as_posix() for path in paths]
             shown = next((file for file in files if file.endswith(".png")), None)
             links = ", ".join(f"[{file.rsplit('.', 1)[1].upper()}]({file})" for file in files)
             image = [f"![{escape_markdown(caption.split('. ')[0])}]({shown})", ""] if shown else []
             text += [*image, f"{escape_markdown(caption)} ({links})", ""]
-        text += _provenance(table)
+        text += _provenance(table) if isinstance(table, tables.Table) else []
     if fitting := fits.fits(rows):
         text += ["## Largest resolution that fits", "", fits.to_markdown(fitting)]
     failed = [row for row in rows if row["status"] != "ok" or row["_missing"]]
     if failed:
-        text += ["## Cells without a full result", "", "| Cell | Status | Reason | Record |", "|---|---|---|---|"]
-        for row in failed:
-            missing = "; ".join(f"{name}: {reason}" for name, reason in row["_missing"].items())
-            why = escape_markdown(row["reason"] or missing)
-            text.append(f"| {escape_markdown(row['key'])} | {row['status']} | {why} | `{row['id']}` |")
-        text.append("")
+        text += ["## Cells without a full result", "", *(summary.failures(failed) if summed_up else _failures(failed)), ""]
     text += _published(rows)
     if problems:
         text += ["## Records that cannot be read", "", *(f"- {escape_markdown(problem)}" for problem in problems), ""]
     return "\n".join([*text, *_environment(rows)]).rstrip() + "\n"
+
+
+def _failures(rows: list[Row]) -> list[str]:
+    """The table of cells without a full result."""
+    text = ["| Cell | Status | Reason | Record |", "|---|---|---|---|"]
+    for row in rows:
+        missing = "; ".join(f"{name}: {reason}" for name, reason in row["_missing"].items())
+        why = escape_markdown(row["reason"] or missing)
+        text.append(f"| {escape_markdown(row['key'])} | {row['status']} | {why} | `{row['id']}` |")
+    return text
 
 
 def _published(rows: list[Row]) -> list[str]:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hibench.columns import ORDER
 from hibench.errors import HibenchError
 from hibench.lines import Row, number
-from hibench.store import Store
+from hibench.record_index import load_records as load_records_of
 
 __all__ = ["flatten", "hardware_name", "honest", "load_records", "load_rows", "sweep_rows"]
+
+T = TypeVar("T")
 
 
 def load_records(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every readable record under results/cells by key and id, and one sentence for each that cannot be read.
 
     Raises HibenchError when there is none, and for records that a newer hibench wrote."""
-    records, problems = Store(results).records()
-    if not records:
+    return _load(results, lambda record: record)
+
+
+def _load(results: Path, take: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
+    """`take(record)` of every readable record, and the sentences about the others; HibenchError when there is none."""
+    taken, problems = load_records_of(Path(results).absolute(), take)
+    if not taken:
         broken = f" ({len(problems)} cannot be read: {problems[0]})" if problems else ""
         raise HibenchError(f"no records in {results}{broken}; next: hibench run benchmarks.yaml")
-    return records, problems
+    return taken, problems
 
 
 def flatten(record: dict[str, Any]) -> Row:
@@ -50,7 +58,7 @@ def flatten(record: dict[str, Any]) -> Row:
         "adapter_digest": method.get("adapter_digest"), "weights_digest": method.get("weights_digest"),
         "commit": git.get("commit"), "dirty": git.get("dirty"), "started_at": record.get("started_at"),
         "wall_s": number(record.get("wall_s")),
-        "method_options": json.dumps(method.get("options") or {}, sort_keys=True),
+        "method_options": json.dumps(method["options"], sort_keys=True) if method.get("options") else "{}",
     }
     for name in ("latency_p50_s", "latency_p90_s", "peak_bytes", "weights_bytes", "first_image_s", "load_s", "flops", "nfe",
                  "energy_j_per_image"):
@@ -86,14 +94,16 @@ def _effective(speed: dict[str, Any], name: str) -> float | None:
 
 def _peak_range(speed: dict[str, Any], peak: float | None) -> tuple[float | None, float | None]:
     """Smallest and largest peak over the processes, widened to hold the reported one; (None, None) below two processes."""
-    peaks = []
-    for process in speed.get("processes") or ():
-        allocated = number(process.get("peak_allocated_bytes"))
-        resident, idle = number(process.get("peak_rss_bytes")), number(process.get("idle_rss_bytes"))
-        over_idle = None if resident is None or idle is None else resident - idle
-        value = allocated if speed.get("peak_source") == "cuda-allocated" else over_idle
-        peaks += [] if value is None else [value]
-    if len(peaks) < 2 or peak is None:
+    processes = speed.get("processes") or ()
+    if len(processes) < 2 or peak is None:
+        return None, None
+    if speed.get("peak_source") == "cuda-allocated":
+        known = [number(process.get("peak_allocated_bytes")) for process in processes]
+    else:
+        both = [(number(process.get("peak_rss_bytes")), number(process.get("idle_rss_bytes"))) for process in processes]
+        known = [None if resident is None or idle is None else resident - idle for resident, idle in both]
+    peaks = [value for value in known if value is not None]
+    if len(peaks) < 2:
         return None, None
     return min(*peaks, peak), max(*peaks, peak)
 
@@ -127,8 +137,7 @@ def load_rows(results: Path) -> tuple[list[Row], list[str]]:
 
     Machines with the same name but another digest are told apart by their digest; a failed cell counts to the device on which
     the other cells of its machine ran."""
-    records, problems = load_records(results)
-    rows = [flatten(record) for record in records]
+    rows, problems = _load(results, flatten)
     devices: dict[str, set[str]] = {}
     digests: dict[str, set[str]] = {}
     for row in rows:
@@ -181,6 +190,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _answers(key: str, found: list[Row], manifests: list[dict[str, str]]) -> list[Row]:
     """The rows that answer a key, newest manifest first; rows that no manifest names only when there is no other."""
+    if len(found) == 1:
+        return found
     by_id = {row["id"]: row for row in found}
     named = [by_id[ids[key]] for ids in manifests if ids.get(key) in by_id]
     found = list({row["id"]: row for row in named or found}.values())

@@ -258,9 +258,9 @@ def test_report(run, fake, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(report, "write_report", lambda *args, **more: calls.append((args, more)) or [args[1] / "report.md"])
     assert run("report", "r")[1] == "r/report: 1 files, begin with r/report/report.md\n"
-    assert run("report", "r", "--out", "o", "--format", "csv,png", "--format", "md")[0] == 0
-    assert calls == [((Path("r"), Path("r/report")), {"formats": list(report.FORMATS)}),
-                     ((Path("r"), Path("o")), {"formats": ["csv", "png", "md"]})]
+    assert run("report", "r", "--out", "o", "--format", "csv,png", "--format", "md", "--full")[0] == 0
+    assert calls == [((Path("r"), Path("r/report")), {"formats": list(report.FORMATS), "full": False}),
+                     ((Path("r"), Path("o")), {"formats": ["csv", "png", "md"], "full": True})]
 
 
 def test_report_without_records(run, tmp_path):

@@ -121,15 +121,15 @@ def test_a_damaged_or_foreign_index_is_not_believed(results, damage):
     want = ids(results)
     path = module.index_file(results)
     path.write_bytes(damage(path.read_bytes()))
-    assert module._read_index(results) == {}
+    assert module._Index.read(results).stamps == {}
     assert ids(results) == want
-    assert len(module._read_index(results)) == 40                           # it is written again
+    assert len(module._Index.read(results).stamps) == 40                           # it is written again
 
 
 def test_an_index_of_another_user_is_not_believed(results, monkeypatch):
     ids(results)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert module._read_index(results) == {}
+    assert module._Index.read(results).stamps == {}
 
 
 def test_where_no_index_can_be_written_the_files_are_read(results, monkeypatch):

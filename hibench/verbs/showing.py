@@ -102,6 +102,7 @@ def report(
     figure: Annotated[list[str] | None, Option("--figure", metavar="NAME", help="Only this one; repeat for more.")] = None,
     compare_: Annotated[tuple[Path, Path] | None, Option("--compare", metavar="RUN_A RUN_B", help=(
         "Two results directories side by side, as md, csv or json; not DIR."))] = None,
+    full: Annotated[bool, Option("--full", help="Tables and plots of every cell, also of more than 10 000 (minutes).")] = False,
 ) -> int:
     """Write tables (Markdown, CSV, LaTeX) and plots (PNG, PDF) from records.
 
@@ -150,7 +151,7 @@ def report(
     chosen = [name for name in formats if name in module.FORMATS]
     if not chosen and (formats or html or figures or figure):
         return EXIT_OK
-    paths = module.write_report(results, target, formats=chosen or list(module.FORMATS))
+    paths = module.write_report(results, target, formats=chosen or list(module.FORMATS), full=full)
     print(f"{target}: {len(paths)} files" + (f", begin with {target / 'report.md'}" if target / "report.md" in paths else ""))
     return EXIT_OK
 
