@@ -9,6 +9,7 @@ from typing import Any
 
 from hibench.cells import Cell, Plan, expand
 from hibench.errors import HibenchError
+from hibench.reconstruct import no_first_stage
 from hibench.spec import Spec
 
 __all__ = ["NEEDS_SPEC", "WHAT", "json_text", "rows_of", "table"]
@@ -151,7 +152,7 @@ def _state(cell: Cell) -> str:
 
     try:
         made = load_adapter(cell.adapter)(cell.weights, dict(cell.options), "cpu", cell.dtype)
-        reason = made.supports(cell.axes)
+        reason = no_first_stage(made) if cell.settings.get("reconstruct") else made.supports(cell.axes)
         made.close()
     except HibenchError as error:
         return f"fails: {error}"

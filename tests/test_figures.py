@@ -128,6 +128,7 @@ def test_options_sparsity_and_names_choose_the_record() -> None:
     (HEAD + "  lines: []\n  columns: [{metric: fid, resolutoin: 64}]\n",
      "unknown key 'resolutoin'; did you mean 'resolution'?"),
     ("one: {kind: plot, title: a, after: b, lines: [], x: time, y: fid}\n", "'x' must be one of"),
+    ("one: {kind: plot, title: a, after: b, lines: [{label: a, method: b}], x: given, y: fid}\n", "lines 1: 'x' is missing"),
     ("- 1\n", "is no mapping"),
 ])
 def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, problem: str) -> None:
@@ -205,6 +206,30 @@ def test_a_plot_has_a_curve_per_line_and_names_what_is_missing(results: Path) ->
     (curve,) = axes.containers
     assert list(curve[0].get_xdata()) == [10, 25]
     assert "128 px: no record of infty-diff at 128², s = 0" in " ".join(drawn.figure.get_suptitle().split())
+
+
+PLOTS = """
+one: {kind: plot, title: a, after: b, x: given, x_title: Factor, y: fid, lines: [
+  {label: VQ, method: ldm, x: 8}, {label: VQ, method: infd, x: 4}, {label: KL, method: real, x: 4}, {label: KL, method: nobody, x: 8}]}
+two: {kind: plot, title: a, after: b, x: options.guidance, y: fid, lines: [{label: LDM, method: ldm}]}
+"""
+
+
+def test_a_plot_over_given_places_joins_equal_labels_and_one_over_options_orders_them(tmp_path: Path) -> None:
+    (tmp_path / "figures.yaml").write_text(PLOTS, encoding="utf-8")
+    figures = read_figures(tmp_path / "figures.yaml")
+    made = [rows.flatten(one) for one in some()]
+    drawn, behind = pictures.plot(figures["one"], made)
+    (axes,) = drawn.figure.axes
+    assert [list(curve[0].get_xdata()) for curve in axes.containers] == [[4, 8], [4]]
+    assert axes.get_xlabel() == "Factor"
+    assert len(behind) == 3
+    assert "KL: no record of nobody" in " ".join(drawn.figure.get_suptitle().split())
+    swept = [rows.flatten(records.record("ldm", "quality", 64, options={"guidance": scale})) for scale in (4.0, 1.0, 2.0)]
+    drawn, behind = pictures.plot(figures["two"], swept)
+    (axes,) = drawn.figure.axes
+    assert list(axes.containers[0][0].get_xdata()) == [1, 2, 4]
+    assert axes.get_xlabel() == "Guidance"
 
 
 def test_the_command_writes_tables_from_the_records_alone(results: Path, tmp_path: Path,

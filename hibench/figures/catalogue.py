@@ -15,9 +15,9 @@ __all__ = ["FILE", "KINDS", "Cell", "Figure", "Line", "figure_files", "load_figu
 FILE = "figures.yaml"
 KINDS = {"table": ("lines", "columns"), "plot": ("lines", "x", "y"), "strip": ("lines", "resolutions"),
          "zoom": ("lines", "resolution")}
-COMMON = ("title", "after", "kind", "note")
+COMMON = ("title", "after", "kind", "note", "x_title")
 PLACE = ("resolution", "steps", "sparsity", "options")
-AXES = ("resolution", "steps", "sparsity", "latency")
+AXES = ("resolution", "steps", "sparsity", "latency", "given")   # or options.NAME; given: every line says its own x
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Line:
     label: str
     method: str
     at: Cell
+    x: float | None = None                                # its place on an axis that is given
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Figure:
     note: str
     lines: tuple[Line, ...]
     columns: tuple[Column, ...] = ()
-    x: str = ""                                           # plot: a name of AXES
+    x: str = ""                                           # plot: a name of AXES, or options.NAME
+    x_title: str = ""                                     # plot: what stands at the axis; "" = its name
     y: str = ""                                           # plot: a metric or field
     resolutions: tuple[tuple[int, int], ...] = ()         # strip: its columns; zoom: the one that is shown
 
@@ -114,12 +116,13 @@ def _problems(entry: Any) -> list[str]:
     known = (*COMMON, *needs)
     found = [f"unknown key '{key}'{did_you_mean(str(key), known)}" for key in entry if key not in known]
     found += [f"'{key}' is missing" for key in (*COMMON[:2], *needs) if key not in entry]
-    if entry.get("x", "steps") not in AXES:
-        found.append(f"'x' must be one of {', '.join(AXES)}, not {entry['x']!r}")
+    if entry.get("x", "steps") not in AXES and not str(entry["x"]).startswith("options."):
+        found.append(f"'x' must be one of {', '.join(AXES)} or options.NAME, not {entry['x']!r}")
     for part, wanted in (("lines", ("label", "method")), ("columns", ("metric",))):
         for at, one in enumerate(entry.get(part) or [], 1):
-            known = (*wanted, *PLACE, *(("title",) if part == "columns" else ()))
-            found += [f"{part} {at}: '{key}' is missing" for key in wanted if key not in one]
+            known = (*wanted, *PLACE, "title" if part == "columns" else "x")
+            needed = (*wanted, "x") if part == "lines" and entry.get("x") == "given" else wanted
+            found += [f"{part} {at}: '{key}' is missing" for key in needed if key not in one]
             found += [f"{part} {at}: unknown key '{key}'{did_you_mean(str(key), known)}" for key in one if key not in known]
     return found
 
@@ -128,9 +131,11 @@ def _figure(name: str, entry: dict[str, Any]) -> Figure:
     sizes = [entry["resolution"]] if "resolution" in entry else entry.get("resolutions", ())
     return Figure(
         name=name, kind=entry["kind"], title=str(entry["title"]), after=str(entry["after"]), note=str(entry.get("note", "")),
-        lines=tuple(Line(str(one["label"]), str(one["method"]), _cell(one)) for one in entry["lines"]),
+        lines=tuple(Line(str(one["label"]), str(one["method"]), _cell(one), None if one.get("x") is None else float(one["x"]))
+                    for one in entry["lines"]),
         columns=tuple(Column(str(one.get("title", "")), str(one["metric"]), _cell(one)) for one in entry.get("columns", ())),
-        x=str(entry.get("x", "")), y=str(entry.get("y", "")), resolutions=tuple(_size(size) for size in sizes))
+        x=str(entry.get("x", "")), x_title=str(entry.get("x_title", "")),
+        y=str(entry.get("y", "")), resolutions=tuple(_size(size) for size in sizes))
 
 
 def _cell(one: dict[str, Any]) -> Cell:

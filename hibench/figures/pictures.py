@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hibench import draw
 from hibench.figures.catalogue import Cell, Figure, Line
-from hibench.figures.pick import FIELDS, both, metric_of, pick, rows_of, title_of, value_of
+from hibench.figures.pick import FIELDS, both, merged, metric_of, pick, rows_of, title_of, value_of
 from hibench.figures.table import ARROWS, better_of, caption
 from hibench.lines import Row, resolution_text
 from hibench.show import fit
@@ -23,33 +23,40 @@ SIDE, INSET = 220, 96                                     # pixels at 200 dpi
 
 
 def plot(figure: Figure, rows: list[Row]) -> tuple[draw.Drawn, list[Row]]:
-    """Curves of `y` over `x`, one per line, with error bars; one column wide. Lines without a record are named below."""
+    """Curves of `y` over `x`, one per label, with error bars; one column wide. Lines without a record are named below."""
     import matplotlib
 
     metric = figure.y if figure.y in FIELDS else metric_of(rows, figure.y)
-    looks = draw.looks_of(f"{at:03}" for at in range(len(figure.lines)))
+    curves: dict[str, list[Line]] = {}
+    for line in figure.lines:
+        curves.setdefault(line.label, []).append(line)
+    looks = draw.looks_of(f"{at:03}" for at in range(len(curves)))
     missing, behind, handles = [], [], {}
     with matplotlib.rc_context(draw.RC):
         canvas, (axes,), width = draw.panels(1, 1)
         every: list[float] = []
-        for line, look in zip(figure.lines, looks.values()):
-            points, found, reason = _points(figure, rows, line, metric)
-            behind += found
+        for (label, lines), look in zip(curves.items(), looks.values()):
+            points: list[tuple[float, float, float]] = []
+            for line in lines:
+                more, found, reason = _points(figure, rows, line, metric)
+                points, behind = points + more, behind + found
+                if not more:
+                    missing.append(f"{label}: {reason}")
             if not points:
-                missing.append(f"{line.label}: {reason}")
                 continue
             x, y, pm = zip(*sorted(points))
             every += x
-            handles[line.label] = axes.errorbar(x, y, yerr=pm, capsize=1.8, elinewidth=0.8, capthick=0.8, **look)
+            handles[label] = axes.errorbar(x, y, yerr=pm, capsize=1.8, elinewidth=0.8, capthick=0.8, **look)
         title, second = title_of(metric)
         second = second if second.startswith("@") or not second else f" ({second})"
         axes.set_ylabel(f"{title}{second}{ARROWS[better_of(metric, behind)]}")
-        axes.set_xlabel({"resolution": "Resolution (pixels)", "steps": "Sampler steps", "latency": "Latency per image (s)",
-                         "sparsity": "Sparsity"}[figure.x])
+        axes.set_xlabel(figure.x_title or {
+            "resolution": "Resolution (pixels)", "steps": "Sampler steps", "latency": "Latency per image (s)",
+            "sparsity": "Sparsity"}.get(figure.x, figure.x.removeprefix("options.").capitalize()))
         if figure.x == "latency" and handles:
             draw.value_scale(axes, every, log_above=3.0, which="x")
         elif handles:
-            draw.ticks(axes, {x: f"{x:g}" for x in every}, log2=figure.x != "sparsity", width_in=width)
+            draw.ticks(axes, {x: f"{x:g}" for x in every}, log2=figure.x != "sparsity" and min(every) > 0, width_in=width)
         if not handles:
             _blank(axes, "no record yet")
         draw.finish(canvas, "Missing: " + "; ".join(missing) if missing else figure.title, handles, 2.0, 1)
@@ -66,7 +73,8 @@ def _points(figure: Figure, rows: list[Row], line: Line,
         measured = value_of(row, metric)
         at = Cell((row["height"], row["width"]), row["steps"], row["sparsity"], line.at.options)
         x = {"resolution": float(row["height"] * row["width"]) ** 0.5, "steps": row["steps"], "sparsity": row["sparsity"],
-             "latency": pick(rows, line, "latency", at).value if figure.x == "latency" else None}[figure.x]
+             "latency": pick(rows, line, "latency", at).value if figure.x == "latency" else None,
+             "given": line.x}.get(figure.x, merged(row).get(figure.x.removeprefix("options.")))
         if row["status"] != "ok" or measured.value is None or x is None or float(x) in points:
             continue
         points[float(x)] = (float(x), measured.value, measured.pm or 0.0)
