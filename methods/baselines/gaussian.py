@@ -95,7 +95,7 @@ class Gaussian(Batched):
         mean = data.mean(0)
         data -= mean
         torch.manual_seed(0)
-        _, s, v = torch.svd_lowrank(data, q=COMPONENTS + 32, niter=3)
+        s, v = torch.svd_lowrank(data, q=COMPONENTS + 32, niter=3)[1:]
         scale = s[:COMPONENTS] / (images - 1) ** 0.5
         save_file(
             {

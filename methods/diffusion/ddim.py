@@ -49,7 +49,8 @@ def pack(timesteps: NDArray[np.int64], alpha: NDArray[np.float64], a: NDArray[np
     columns = np.stack([a, b, 1 / np.sqrt(alpha), -np.sqrt((1 - alpha) / alpha), sigma])[:, ::-1]
     rows = torch.from_numpy(columns.astype(np.float32)).to(device)
     steps = torch.from_numpy(timesteps[::-1].copy()).to(device)
-    return Table(steps, *(row.unbind(0) for row in rows), tuple(bool(s > 0) for s in columns[4]))
+    of_x, of_eps, c, d, of_noise = (row.unbind(0) for row in rows)
+    return Table(steps, of_x, of_eps, c, d, of_noise, tuple(bool(s > 0) for s in columns[4]))
 
 
 def ddim_table(alphas_cumprod: NDArray[np.float64], timesteps: NDArray[np.int64], eta: float = 0.0,

@@ -55,7 +55,8 @@ def dpm_table(alphas_cumprod: NDArray[np.float64], timesteps: NDArray[np.int64],
     gain = alpha_next * (1 - shrink)
     columns = np.stack([sigma_next / sigma, gain * (1 + half), -gain * half, 1 / alpha, -sigma / alpha])
     rows = torch.from_numpy(columns.astype(np.float32)).to(device)
-    return Table(torch.from_numpy(t.copy()).to(device), *(row.unbind(0) for row in rows), tuple(bool(v > 0) for v in half))
+    a, p, q, c, d = (row.unbind(0) for row in rows)
+    return Table(torch.from_numpy(t.copy()).to(device), a, p, q, c, d, tuple(bool(v > 0) for v in half))
 
 
 def sample(denoise: Callable[[Tensor, int], Tensor], x: Tensor, table: Table,

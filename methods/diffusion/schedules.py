@@ -32,7 +32,7 @@ def cosine_betas(n: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Fl
 
 def alphas_cumprod(betas: Float64) -> Float64:
     """alpha_bar_t = prod_{s <= t} (1 - beta_s), float64 [n]."""
-    return np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))
+    return np.asarray(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64)), dtype=np.float64)
 
 
 def nearest_steps(steps: int, n: int = 1000) -> tuple[int, ...]:

@@ -279,6 +279,7 @@ class INFD(Batched):
             if self.ldm is None:
                 self._plans[steps] = make_plan(self.ready(), f"ddim{steps}", 1.0 if eta is None else eta, self.device)
             else:
+                assert self.ldm.model is not None
                 self._plans[steps] = make_ldm_plan(self.ldm.model, steps, eta=eta or 0.0, device=self.device)
         return self._plans[steps]
 

@@ -87,7 +87,9 @@ def draw(mix: Mix, step: int, batch: int, patch: int, latents: int, crop: int | 
     small = training.batch_seeds(step, batch - from_large, len(mix.small), seed=2)
     large = training.batch_seeds(step, from_large, len(mix.large), seed=3) if from_large else small[:0]
     share = 1.0 if crop is None else crop / latents
-    rows, columns, targets, cells, window = [], [], [], [], []
+    rows: list[Tensor] = []
+    columns: list[Tensor] = []
+    targets, cells, window = [], [], []
     for number, i in enumerate([*small.tolist(), *large.tolist()]):
         side, source = SMALL, mix.small
         if number >= len(small):
@@ -96,10 +98,10 @@ def draw(mix: Mix, step: int, batch: int, patch: int, latents: int, crop: int | 
         first = [0, 0] if crop is None else [integer(0, latents - crop), integer(0, latents - crop)]
         corner = []
         for begin in first:
-            low = round(begin / latents * side)
-            corner.append(integer(low, max(low, round((begin / latents + share) * side) - patch)))
+            least = round(begin / latents * side)
+            corner.append(integer(least, max(least, round((begin / latents + share) * side) - patch)))
         image = from_uint8(source[i])
-        targets.append(area_patch(image, side, *corner, patch))
+        targets.append(area_patch(image, side, corner[0], corner[1], patch))
         for axis, begin, start in zip((rows, columns), first, corner):
             low = (start / side - begin / latents) / share * 2 - 1
             axis.append(centres(patch, low, low + patch / side / share * 2))

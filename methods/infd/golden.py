@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,7 @@ def code_margin(model: INFDModel, z: Tensor) -> tuple[Tensor, float]:
 
     A difference is as exact as what is subtracted: its error is judged relative to the largest of these distances.
     """
+    assert model.quantizer is not None
     flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).double()
     two = torch.cdist(flat, model.quantizer.embedding.weight.double()).square().topk(2, dim=1, largest=False).values
     return (two[:, 1] - two[:, 0]).min(), two.max().item()
@@ -137,6 +138,7 @@ def autoencoder(case: Case) -> Named:
     """Image to latent, codes and feature map."""
     model = case.model()
     z = model.encode(case.inputs["inp"])
+    assert model.quantizer is not None
     quantised = model.quantizer(z)
     yield "z", z
     yield "indices", quantised.indices.int()
@@ -178,8 +180,8 @@ def queries(case: Case) -> Named:
         offset = [relative(axis, found, cells) for axis, found, cells in zip((query.rows, query.columns), index, phi.shape[2:])]
         yield f"{name}.coord", plane(query.rows, query.columns, shape)
         yield f"{name}.cell", query.cell[:, None, None].expand(*shape, 2)
-        yield f"{name}.nearest_index", plane(*index, shape)[0].int()
-        yield f"{name}.rel_coord", plane(*offset, shape)
+        yield f"{name}.nearest_index", plane(index[0], index[1], shape)[0].int()
+        yield f"{name}.rel_coord", plane(offset[0], offset[1], shape)
         yield f"{name}.rel_cell", (query.cell * torch.tensor(phi.shape[2:]))[:, None, None].expand(*shape, 2)
         yield f"{name}.out", renderer(phi, query)
 
@@ -208,11 +210,13 @@ def sample(model: INFDModel, inputs: dict[str, Tensor], respacing: str,
            eta: float) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """One official run on stored noise: latents, x after each step, x0 predicted at each step."""
     plan = make_plan(model, respacing, eta)
+    table = plan.table
+    assert isinstance(table, ddim.Table)
     xs, x0s = [], []
 
     def after(i: int, x: Tensor, eps: Tensor, following: Tensor) -> None:
         xs.append(following)
-        x0s.append(ddim.predict_x0(x, eps, plan.table, i))
+        x0s.append(ddim.predict_x0(x, eps, table, i))
 
     return run_plan(denoiser(model, plan), inputs["x_T"], plan, lambda i: inputs["noise"][i], after), xs, x0s
 
@@ -237,6 +241,7 @@ def diffusion(case: Case) -> Named:
     yield "x_traj", torch.stack(xs)
     yield "pred_xstart", torch.stack(x0s)
     yield "z", z
+    assert model.quantizer is not None
     yield "indices", model.quantizer.indices(z).int()
     yield "min_code_margin", code_margin(model, z)
     phi = model.features(z)
@@ -245,14 +250,18 @@ def diffusion(case: Case) -> Named:
     yield "z_eta0", sample(model, inputs, respacing_of(case), 0.0)[0]
 
 
+def scripted(values: Iterator[Any]) -> Callable[..., Any]:
+    """A generator of random numbers that gives these, whatever is asked of it."""
+    return lambda *bounds: next(values)
+
+
 @torch.no_grad()
 def geometry(case: Case) -> Named:
     """The training pairs of scripted draws."""
     image = case.inputs["image"].numpy()
     for entry in case.config["draws"]:
         uniform, integers = iter(entry["random"]), iter(entry["randint"])
-        pair = official_pair(image, PatchRule(**entry["args"]), lambda draws=uniform: next(draws),
-                             lambda low, high, draws=integers: next(draws))
+        pair = official_pair(image, PatchRule(**entry["args"]), scripted(uniform), scripted(integers))
         name, shape = entry["name"], (1, *pair.gt.shape[1:])
         yield f"{name}.inp", pair.inp
         yield f"{name}.gt", pair.gt
@@ -268,6 +277,7 @@ def no_perceptual(fake: Tensor, real: Tensor) -> Tensor:
 
 def forward(model: INFDModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Autoencoder in training: (patch, quantisation loss)."""
+    assert model.quantizer is not None
     quantised = model.quantizer(model.encode(inputs["inp"]))
     query = Query(inputs["gt_coord"][:, :, 0, 0], inputs["gt_coord"][:, 0, :, 1], inputs["gt_cell"][:, 0, 0])
     return model.render(model.decoder(quantised.z), query), quantised.loss
@@ -327,6 +337,7 @@ def gradient(parameter: Tensor, largest: float) -> Any:
     gradient of the embedding is 0, and 1e-10 of the largest one is stored.
     """
     found = parameter.grad
+    assert found is not None
     return (found, largest) if found.abs().max().item() < 1e-6 * largest else found
 
 

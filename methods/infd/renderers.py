@@ -207,7 +207,7 @@ class LIIF(nn.Module):
         total = sum(area for _, area in corners)
         blended = sum(colour * (area / total)[..., None].to(colour.dtype)
                       for (colour, _), (_, area) in zip(corners, reversed(corners)))
-        return blended.permute(0, 3, 1, 2)
+        return blended.permute(0, 3, 1, 2)  # type: ignore[union-attr]
 
 
 def _only(given: dict[str, Any], known: Sequence[str], what: str) -> None:

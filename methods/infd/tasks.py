@@ -72,6 +72,7 @@ def layout_latents(model: INFDModel, regions: Sequence[Region], seeds: Sequence[
     seeds[i] alone.
     """
     plan = make_plan(model, f"ddim{steps}", eta, device)
+    assert isinstance(plan.table, ddim.Table)
     denoise = denoiser(model, plan)
     texts = [text.clone() for text in clip.encode_text([region.prompt for region in regions])]
 

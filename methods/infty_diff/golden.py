@@ -261,6 +261,7 @@ def training(case: Case) -> Named:
 
 def at(images: Tensor, points: Points) -> Tensor:
     """Tokens [B, L, C] of images [B, C, H, W] at the points."""
+    assert points.index is not None
     return to_tokens(images).gather(1, points.index[..., None].expand(-1, -1, images.shape[1]))
 
 

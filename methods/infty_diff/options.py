@@ -44,10 +44,10 @@ def complete_options(given: dict[str, Any], weights: str) -> dict[str, Any]:
         value = options[key]
         if value is not None and (type(value) is not int or not low <= value <= high):
             raise SpecError(f"infty-diff: option {key}: {value!r} is not a whole number from {low} to {high}")
-    for key, low, high in (("finish", 0.0, 1.0), ("inv_snr", 1e-6, 10.0)):
+    for key, least, most in (("finish", 0.0, 1.0), ("inv_snr", 1e-6, 10.0)):
         value = options[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high):
-            raise SpecError(f"infty-diff: option {key}: {value!r} is not a number from {low:g} to {high:g}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most):
+            raise SpecError(f"infty-diff: option {key}: {value!r} is not a number from {least:g} to {most:g}")
     if options["finish"] is None:
         raise SpecError("infty-diff: option finish: None is not a number from 0 to 1")
     if type(options["ema"]) is not bool:

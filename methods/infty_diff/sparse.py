@@ -165,6 +165,7 @@ def gather(x: Tensor, weight: Tensor, points: Points, depthwise: bool) -> Tensor
     """
     height, width, (batch, length, channels) = points.canvas.height, points.canvas.width, x.shape
     radius = weight.shape[2] // 2
+    assert points.index is not None
     index = points.index.expand(batch, -1)
     place = torch.full((batch, (height + 2 * radius) * (width + 2 * radius)), length, device=x.device)
     corner = (index // width) * (width + 2 * radius) + index % width                     # of the window around each point

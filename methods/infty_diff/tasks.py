@@ -107,7 +107,7 @@ def scenes(seeds: Sequence[int], height: int, width: int, device: str) -> Tensor
 
 def super_resolution_rows(method: "InftyDiff", resolution: tuple[int, int], seeds: Sequence[int], steps: int) -> Rows:
     """Scenes at a quarter of the resolution, enlarged bicubically, decoded at the resolution, and as they are there."""
-    low = tuple(max(8, side // 4) for side in resolution)
+    low = (max(8, resolution[0] // 4), max(8, resolution[1] // 4))
     small = scenes(seeds, *low, device=method.device)
     start = method.options["start"]
     larger = super_resolve(method, small, resolution, seeds, steps, start)

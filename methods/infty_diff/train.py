@@ -136,7 +136,8 @@ def _train_decoder(out: Path, config: dict[str, Any], steps: int, images: int, d
         training.descend(loss, optimizer, [decoder, encoder], [ema, ema_encoder])
         return {"loss": loss.detach(), "error": error.detach().mean()}
 
-    state = {"decoder": decoder, "encoder": encoder, "ema": ema, "ema_encoder": ema_encoder, "optimizer": optimizer}
+    state: dict[str, training.Stateful] = {
+        "decoder": decoder, "encoder": encoder, "ema": ema, "ema_encoder": ema_encoder, "optimizer": optimizer}
     result = training.fit("infty-diff-decoder", step, state, steps=steps, out=out, resume=resume, max_seconds=max_seconds)
     for name, model, average in (("decoder", decoder, ema), ("encoder", encoder, ema_encoder)):
         average.copy_to(model)
@@ -178,7 +179,7 @@ def _train_prior(out: Path, config: dict[str, Any], steps: int, images: int, dev
         training.descend(loss, optimizer, averages=[ema])
         return {"loss": loss.detach()}
 
-    state = {"prior": prior, "ema": ema, "optimizer": optimizer}
+    state: dict[str, training.Stateful] = {"prior": prior, "ema": ema, "optimizer": optimizer}
     result = training.fit("infty-diff-prior", step, state, steps=steps, out=out, resume=resume, max_seconds=max_seconds)
     ema.copy_to(prior)
     save_file(training.half_state(prior.state_dict()) | {"latents.mean": mean, "latents.std": std}, out / "prior.safetensors")

@@ -34,8 +34,8 @@ class AttentionBlock(nn.Module):
         self.norm = nn.GroupNorm(min(groups, channels), channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
@@ -127,8 +127,8 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(inner, context_dim, heads, head_dim, dropout) for _ in range(depth))
         self.proj_out = nn.Conv2d(inner, channels, 1)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """[B, C, H, W] and context [B, M, D] -> [B, C, H, W]."""

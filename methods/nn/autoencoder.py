@@ -170,7 +170,7 @@ class Decoder(nn.Module):
         current, size = ch * ch_mult[-1], resolution // 2 ** (len(ch_mult) - 1)
         self.conv_in = nn.Conv2d(z_channels, current, 3, padding=1)
         self.mid = middle(current, attn_type, dropout)
-        levels = []
+        levels: list[nn.Module] = []
         for i, mult in reversed(list(enumerate(ch_mult))):
             level = nn.Module()
             level.block, level.attn = nn.ModuleList(), nn.ModuleList()

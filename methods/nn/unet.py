@@ -26,8 +26,8 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
     """Set a layer's parameters to zero, so that its residual branch starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
@@ -88,7 +88,8 @@ class ResBlock(nn.Module):
 class Block(nn.Sequential):
     """One entry of the U-Net: residual blocks, attention and resampling, each given what it needs."""
 
-    def forward(self, x: Tensor, embeddings: Sequence[Tensor], context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embeddings: Sequence[Tensor],  # type: ignore[override]
+                context: Tensor | None) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
         for layer in self:
             if isinstance(layer, ResBlock):

@@ -185,7 +185,10 @@ class Denoiser:
         eps = from_patches(eps.float(), place.grid)
         if self.outputs is not None:
             self.outputs.append(eps)
-        return eps if self.branches == 1 else torch.lerp(*eps.chunk(2)[::-1], self.guidance)
+        if self.branches == 1:
+            return eps
+        conditional, unconditional = eps.chunk(2)
+        return torch.lerp(unconditional, conditional, self.guidance)
 
     def _branches(self, patches: Tensor, images: slice, place: Place, i: int, branches: slice) -> Tensor:
         """eps of tiles [branches b P Q, 3, p, p], in the network's type."""

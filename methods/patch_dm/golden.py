@@ -206,6 +206,7 @@ def ddim(case: Case) -> Named:
 
 def table_statistics(model: PatchDM) -> tuple[Tensor, Tensor]:
     """Column means and unbiased deviations of a table of codes, [1, D]."""
+    assert model.unet.encoder is not None
     codes = model.unet.encoder.semantic_enc.weight.detach()
     return codes.mean(0, keepdim=True), codes.std(0, keepdim=True)
 
@@ -218,6 +219,7 @@ def pipeline(case: Case) -> Named:
     latent_times, table = image_table(config["T_latent"]).timesteps, image_table(config["T"])
     yield "latent_timesteps", latent_times
     yield "timesteps", table.timesteps
+    assert model.unet.latent_net is not None
     codes = latent_run(model.unet.latent_net, case.inputs["latent_noise"], config["T_latent"])
     yield "latent_sample", codes
     cond = model.denormalise(codes)
@@ -231,6 +233,7 @@ def pipeline(case: Case) -> Named:
 def encoder(case: Case) -> Named:
     """The semantic encoder on images of several sizes."""
     network = case.model.unet.encoder
+    assert network is not None
     for name, image in case.inputs.items():
         size = name.removeprefix("img_")
         yield f"cond_{size}", network(image)
@@ -241,6 +244,7 @@ def latent(case: Case) -> Named:
     """The prior: one evaluation, normalisation, and its loss with gradients."""
     model, inputs = case.model, case.inputs
     net = model.unet.latent_net
+    assert net is not None
     model.mean, model.std = table_statistics(model)
     yield "conds_mean", model.mean
     yield "conds_std", model.std

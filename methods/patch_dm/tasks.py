@@ -104,11 +104,11 @@ def outpainting(adapter: PatchDM, resolution: Resolution, seeds: Sequence[int], 
     patch, trained = adapter.patch, int(adapter.config["img_size"])
     larger = max(resolution) > trained
     height, width = (min(side, trained) if larger else max(patch, side // 2) for side in resolution)
-    corner = tuple((side - part) // 2 // patch * patch for side, part in zip(resolution, (height, width)))
+    top, left = ((side - part) // 2 // patch * patch for side, part in zip(resolution, (height, width)))
     images = scenes.render(seeds, height, width)
     given = torch.full((len(images), 3, *resolution), 127, dtype=torch.uint8)
-    given[..., corner[0]: corner[0] + height, corner[1]: corner[1] + width] = images
-    return [("given", given), ("outpainted", outpaint(adapter, images, resolution, corner, seeds, steps).cpu())]
+    given[..., top : top + height, left : left + width] = images
+    return [("given", given), ("outpainted", outpaint(adapter, images, resolution, (top, left), seeds, steps).cpu())]
 
 
 def inpainting(adapter: PatchDM, resolution: Resolution, seeds: Sequence[int], steps: int) -> list[tuple[str, Tensor]]:

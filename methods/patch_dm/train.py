@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def train(
         raise SpecError(f"train patch-dm: no variant '{variant}'{did_you_mean(variant, VARIANTS)}; there are: "
                         f"{', '.join(VARIANTS)} (the collage of pixels samples with the weights of 'none')")
     out.mkdir(parents=True, exist_ok=True)
-    stages = {"unet": partial(_train_unet, init=init), "prior": _train_prior}
+    stages: dict[str, Callable[..., dict[str, Any]]] = {"unet": partial(_train_unet, init=init), "prior": _train_prior}
     if not VARIANTS[variant].code:
         if stage == "prior":
             raise SpecError(f"train patch-dm: variant '{variant}' has no code and so no prior; leave out stage")

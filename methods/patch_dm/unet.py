@@ -76,7 +76,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.resample = resample                    # has no parameters
         self.in_layers = nn.Sequential(norm(channels, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.out_layers = None
+        self.out_layers: Any = None                 # nn.Sequential where there is an embedding
         if embed_channels is not None:
             self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_channels, 2 * out_channels))
             if cond_channels is not None:

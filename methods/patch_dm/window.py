@@ -102,7 +102,7 @@ def window_losses(prediction: Prediction, target: Tensor, mask: Tensor, coarse: 
             total = total + factor * F.avg_pool2d(error, side).square().flatten(1).mean(1)
         return total
 
-    patches = target, mask
+    patches: tuple[Tensor, ...] = (target, mask)
     if chosen is not None:
         rows = torch.arange(len(target), device=target.device) * 4 + chosen
         patches = tuple(to_patches(x, x.shape[2] // 2)[rows] for x in patches)
