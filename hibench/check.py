@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,7 @@ def _against(head: Side, baseline: Path, only: Sequence[str], tolerance: Mapping
 
 def _merged(side_by_side: Report, stored: Report) -> Report:
     """One report of both comparisons: what differs from the baseline is marked as such."""
-    rows = [replace(row, metric=f"{row.metric} (baseline)") for row in stored.rows if row.gated]
+    rows = [row._replace(metric=f"{row.metric} (baseline)") for row in stored.rows if row.gated]
     warnings = list(dict.fromkeys([*side_by_side.warnings, *stored.warnings]))
     return Report(f"{side_by_side.base}; {stored.base}", side_by_side.head, [*side_by_side.rows, *rows], warnings,
                   side_by_side.measured)

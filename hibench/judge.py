@@ -12,6 +12,7 @@ from hibench import gate
 from hibench.drift import compare as compare_images
 from hibench.errors import HibenchError
 from hibench.gate import OK, REGRESSED, UNSURE, Decision, PairRule
+from hibench.record_index import without_collector
 from hibench.sides import Side, differences
 from hibench.spec import Tolerance
 from hibench.verdicts import LOST, NEW, Report, Row
@@ -46,6 +47,7 @@ class _Pairing:
     networks: bool
 
 
+@without_collector()
 def check_sides(base: Side, head: Side, *, how: str = SESSIONS, tolerance: Mapping[str, Tolerance] | None = None,
                 rule: PairRule | None = None, networks: bool = True) -> Report:
     """Every number of every cell of both sides.
@@ -123,9 +125,9 @@ def _process_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
         elif not _usable(old) or not _usable(new):
             side, values = ("base", old) if not _usable(old) else ("head", new)
             told = f"{values[:3]}" if values else "not measured"
-            yield replace(row, verdict=LOST, text=f"{side} has no finite {name} ({told})")
+            yield row._replace(verdict=LOST, text=f"{side} has no finite {name} ({told})")
         elif not same_machine:
-            yield replace(row, verdict=UNSURE, text="not compared: the hardware differs")
+            yield row._replace(verdict=UNSURE, text="not compared: the hardware differs")
         else:
             yield _judged(row, base, head, old, new, _scaled(limit, statistics.median(old), name), pairing)
 
@@ -163,7 +165,7 @@ def _judged(row: Row, base: dict[str, Any], head: dict[str, Any], old: list[floa
     judged = _with(row, decision)
     if disturbed and judged.verdict == REGRESSED:
         told = f"{judged.text}; the machine was {' and '.join(disturbed)}"
-        return replace(judged, text=told, verdict=REGRESSED if pairing.how == INTERLEAVED else UNSURE)
+        return judged._replace(text=told, verdict=REGRESSED if pairing.how == INTERLEAVED else UNSURE)
     return judged
 
 
@@ -185,9 +187,9 @@ def _exact_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing: _
         if limit is None:
             yield row
         elif b is None:
-            yield replace(row, verdict=LOST, text=f"head has no finite {metric}")
+            yield row._replace(verdict=LOST, text=f"head has no finite {metric}")
         elif a is None:
-            yield replace(row, verdict=NEW, text="base does not know it")
+            yield row._replace(verdict=NEW, text="base does not know it")
         else:
             allowed = limit.value if limit.relative or not a else limit.value / a
             yield _with(row, gate.bound(a, b, allowed))
@@ -203,18 +205,18 @@ def _quality_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
         if limit is None:
             yield row
         elif name not in old:
-            yield replace(row, verdict=NEW, text="base does not have it")
+            yield row._replace(verdict=NEW, text="base does not have it")
         elif b is None:
             told = (new.get(name) or {}).get("value", "not computed")
-            yield replace(row, verdict=LOST, text=f"head has no finite value ({told})")
+            yield row._replace(verdict=LOST, text=f"head has no finite value ({told})")
         elif a is None:
-            yield replace(row, verdict=LOST, text=f"base has no finite value ({old[name].get('value')})")
+            yield row._replace(verdict=LOST, text=f"base has no finite value ({old[name].get('value')})")
         else:
             other = [f"{field_name} {old[name].get(field_name)} → {new[name].get(field_name)}"
                      for field_name in ("n", "n_reference", "extractor", "weights_sha256", "resize", "reference_digest")
                      if old[name].get(field_name) != new[name].get(field_name)]
             if other:
-                yield replace(row, verdict=UNSURE, text=f"not compared: {', '.join(other)}")
+                yield row._replace(verdict=UNSURE, text=f"not compared: {', '.join(other)}")
             else:
                 noise = (_finite(old[name].get("pm")), _finite(new[name].get("pm")))
                 yield _with(row, gate.band(a, b, limit.value, limit.relative, noise, str(new[name].get("better"))))
@@ -233,21 +235,21 @@ def _drift_row(key: str, base: dict[str, Any], head: dict[str, Any], old: Side, 
     try:
         found = compare_images(old.images(key, base), new.images(key, head), pairing.networks)
     except HibenchError as error:
-        return replace(row, verdict=LOST, text=str(error))
-    row = replace(row, head=found.max_pixel, text=found.text())
+        return row._replace(verdict=LOST, text=str(error))
+    row = row._replace(head=found.max_pixel, text=found.text())
     seen = found.perceptual
     if found.max_pixel <= max(limit, ROUNDING):
         return row
     if seen is not None and seen <= limit and differences(base, head):
-        return replace(row, verdict=UNSURE, text=f"{row.text}; it may be the other machine or software")
-    return replace(row, verdict=REGRESSED, text=f"{row.text}: not the images of the baseline")
+        return row._replace(verdict=UNSURE, text=f"{row.text}; it may be the other machine or software")
+    return row._replace(verdict=REGRESSED, text=f"{row.text}: not the images of the baseline")
 
 
 # -- small things ----------------------------------------------------------------------------------------------------------
 
 
 def _with(row: Row, decision: Decision) -> Row:
-    return replace(row, verdict=decision.verdict, text=decision.text, low=decision.low, high=decision.high, p=decision.p,
+    return row._replace(verdict=decision.verdict, text=decision.text, low=decision.low, high=decision.high, p=decision.p,
                    change=row.change if decision.change is None else decision.change, pairs=decision.pairs,
                    improved=decision.improved)
 
@@ -257,7 +259,7 @@ def _holm(rows: list[Row], alpha: float) -> list[Row]:
     tests = {f"{row.key} {row.metric}": row.p for row in rows if row.gated and row.p is not None}
     chance = set(tests) - gate.holm(tests, alpha)
     told = f"; among {len(tests)} numbers this may be chance: measure more pairs"
-    return [replace(row, verdict=UNSURE, text=row.text + told)
+    return [row._replace(verdict=UNSURE, text=row.text + told)
             if row.verdict == REGRESSED and f"{row.key} {row.metric}" in chance else row for row in rows]
 
 

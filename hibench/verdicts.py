@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from hibench.errors import EXIT_FAILED, EXIT_OK, EXIT_REGRESSION, EXIT_UNSURE
@@ -19,8 +20,7 @@ RANK = {"regressed": 0, LOST: 1, "unsure": 2, NEW: 3, "ok": 4}
 BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One number of one cell, base against head; both in the unit of `unit` ("s", "bytes", "J", or "")."""
 
     key: str
@@ -56,7 +56,8 @@ class Report:
     @property
     def counts(self) -> dict[str, int]:
         """How many gated rows there are of each verdict."""
-        return {verdict: len(self.of(verdict)) for verdict in RANK}
+        found = Counter(row.verdict for row in self.rows if row.gated)
+        return {verdict: found[verdict] for verdict in RANK}
 
     def exit_code(self, strict: bool = False) -> int:
         """1: a regression. 3: something was lost, or nothing was measured. 4: only unsure, under `strict`. Else 0."""
@@ -132,7 +133,7 @@ def to_json(report: Report, strict: bool = False) -> str:
     def plain(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    rows = [{name: plain(value) for name, value in asdict(row).items()} for row in report.rows]
+    rows = [{name: plain(value) for name, value in row._asdict().items()} for row in report.rows]
     return json.dumps({"schema": 1, "base": report.base, "head": report.head, "exit_code": report.exit_code(strict),
                        "headline": headline(report), "measured": report.measured, "counts": report.counts,
                        "warnings": report.warnings, "rows": rows}, indent=1, allow_nan=False)
