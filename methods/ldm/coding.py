@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import Batched, Resolution, to_uint8
 from hibench.errors import AdapterError
@@ -26,10 +26,20 @@ class Coding(Batched):
     weights: str
     options: dict[str, Any]
     device: str
-    path: Path
-    params: dict[str, Any]
     loaded: str
     coder: Coder | None                             # the model, or a first stage alone; None before load()
+
+    if TYPE_CHECKING:                               # what the class that has a U-Net defines
+
+        name: ClassVar[str]
+
+        @property
+        def path(self) -> Path: ...
+
+        @cached_property
+        def params(self) -> dict[str, Any]: ...
+
+        def load(self) -> None: ...
 
     @cached_property
     def alone(self) -> dict[str, Any] | None:

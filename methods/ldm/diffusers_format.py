@@ -127,7 +127,9 @@ def unet_names(name: str, per_level: int, attention: list[bool]) -> str:
     stem, leaf = name.rsplit(".", 1)
     if stem in top:
         return f"{top[stem]}.{leaf}"
-    block, kind, number, rest = re.fullmatch(r"(mid_block|(?:down|up)_blocks\.\d+)\.(\w+)\.(\d+)\.(.*)", stem).groups()
+    match = re.fullmatch(r"(mid_block|(?:down|up)_blocks\.\d+)\.(\w+)\.(\d+)\.(.*)", stem)
+    assert match is not None
+    block, kind, number, rest = match.groups()
     j = int(number)
     if block == "mid_block":
         place = f"middle_block.{2 * j if kind == 'resnets' else 1}"

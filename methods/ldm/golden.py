@@ -185,13 +185,15 @@ def run_ddim(model: LatentDiffusion, inputs: dict[str, Tensor], run: dict[str, A
     """One official DDIM run on stored noise: samples, table, x after each step, x0 predicted at each step."""
     plan = make_plan(model, run["S"], eta=run.get("eta", 0.0), compat=True)
     denoise = denoiser(model, plan, context=context, null=null, concat=inputs.get("concat"), guidance=run.get("scale", 1.0))
+    table = plan.table
+    assert isinstance(table, ddim.Table)
     xs, x0s = [], []
 
     def after(i: int, x: Tensor, eps: Tensor, following: Tensor) -> None:
         xs.append(following)
-        x0s.append(ddim.predict_x0(x, eps, plan.table, i))
+        x0s.append(ddim.predict_x0(x, eps, table, i))
 
-    return run_plan(denoise, inputs["x_T"], plan, lambda i: inputs["noise"][i], after), plan.table, xs, x0s
+    return run_plan(denoise, inputs["x_T"], plan, lambda i: inputs["noise"][i], after), table, xs, x0s
 
 
 def sampling(case: Case) -> Named:

@@ -62,7 +62,7 @@ class Images(NamedTuple):
 
     get: Callable[[list[int]], "Tensor"]            # uint8 [B, 3, side, side]
     labels: Callable[[list[int]], list[int]]
-    count: int
+    count: int                                      # type: ignore[assignment]  # hides tuple.count, which nobody needs
     about: str
 
 

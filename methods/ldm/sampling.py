@@ -49,7 +49,8 @@ def make_plan(model: LatentDiffusion, steps: int, sampler: str = "ddim", eta: fl
 
     "ddim": LDM's timesteps; "ddpm": ancestral over an integer stride; "dpm++2m": DPM-Solver++(2M), any count.
     """
-    ab, table = model.alphas_cumprod, None
+    ab = model.alphas_cumprod
+    table: ddim.Table | dpm.Table
     if sampler == "dpm++2m":
         if not 1 <= steps < len(ab):
             raise SpecError(f"steps: {steps} sampler steps are not between 1 and {len(ab) - 1}")
@@ -82,6 +83,8 @@ def denoiser(model: LatentDiffusion, plan: Plan, *, context: Tensor | None = Non
     """
     guided = null is not None and guidance != 1.0
     if guided:
+        assert null is not None
+        assert context is not None
         context = torch.cat([null, context])
     dtype = model.unet.time_embed[0].weight.dtype
 

@@ -60,7 +60,7 @@ class LDMSR(Batched):
                             "an LDM and its super-resolution/ in it")
         if options.get("variant") is not None:
             raise SpecError("ldm-sr: option variant: both networks are given by the method; drop it")
-        own = {key: options[key] for key in ("patch", "patch_stride", "decode_tile") if key in options}
+        own: dict[str, Any] = {key: options[key] for key in ("patch", "patch_stride", "decode_tile") if key in options}
         self.base = LDM(weights, {k: v for k, v in options.items() if k not in own}, device, dtype)
         self.upper = LDM(weights, {**own, "variant": "super-resolution"}, device, dtype)
         self.device = device

@@ -138,8 +138,8 @@ def train_first_stage(out: Path, first: dict[str, Any], o: dict[str, Any], *, st
             loss = loss + o["gan_weight"] * weight * adversarial
         training.descend(loss, opt_g)
         if gan:
-            losses["disc"] = hinge_loss(disc(batch), disc(decoded.detach()))
-            training.descend(losses["disc"], opt_d)
+            losses["disc"] = d_loss = hinge_loss(disc(batch), disc(decoded.detach()))
+            training.descend(d_loss, opt_d)
         if isinstance(model, VQModel) and o["codes_from"] < k < o["revive_until"] * steps and k % 100 == 0:
             model.quantize.revive(z.detach(), usage.count > 0.5, training.step_generator(k))
             usage.count.clamp_(min=1.0)
@@ -177,6 +177,8 @@ def _latents(model: FirstStage, data: Any, images: int, device: str) -> Tensor:
 @torch.no_grad()
 def centre(model: FirstStage, mean: Tensor) -> None:
     """Move the latents by -mean [C] and everything after them back: the same autoencoder, with latents around zero."""
+    assert model.quant_conv.bias is not None
+    assert model.post_quant_conv.bias is not None
     model.quant_conv.bias[: len(mean)] -= mean
     if isinstance(model, VQModel):
         model.quantize.embedding.weight -= mean
