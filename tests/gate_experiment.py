@@ -1,11 +1,15 @@
 """The gate on real processes that sleep: `python tests/gate_experiment.py OUT.json`, on a machine that does nothing else.
 
+`--minutes 5` begins no new night after so long, `--scale 0.2` asks for a fifth of the nights. Every finished night is a line of
+OUT.nights.jsonl, and the same command goes on with those that lack; OUT.json says how many there are of how many.
+
 Every replicate is a process of its own (forked, so that it starts in milliseconds) whose pace is drawn at its start; times are
 taken by hibench.timing, pairs are ordered and stopped by hibench.compare, and verdicts are given by hibench.check.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -16,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import sleeper
@@ -117,17 +121,58 @@ def summary(nights):
                           for rows, _ in nights]}
 
 
-def experiment(scale=1.0, side_by_side=6):
-    """Every scenario, some nights at the same time (they sleep, and disturb each other little); `scale` < 1: fewer nights."""
-    plan = [name for name, (_, _, nights) in scenarios().items() for _ in range(max(1, round(nights * scale)))]
+def kept_nights(path):
+    """Finished nights in a file of lines, by scenario; a line that was cut by an interruption is no night."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            night = json.loads(line)
+            found.setdefault(night["scenario"], []).append((night["rows"], night["exit_code"]))
+    return found
+
+
+def experiment(scale=1.0, side_by_side=6, kept=None, seconds=None, run=one_night):
+    """Every scenario, some nights at the same time (they sleep, and disturb each other little); `scale` < 1: fewer nights.
+
+    `kept`: file of finished nights, which are not repeated (None: nothing is kept); `seconds`: no night begins later."""
+    begun, found = time.monotonic(), kept_nights(kept)
+    wanted = {name: max(1, round(nights * scale)) for name, (_, _, nights) in scenarios().items()}
+    todo = [name for name, count in wanted.items() for _ in range(count - len(found.get(name, ())))]
+    running = {}
+    if kept and kept.is_file() and not kept.read_bytes().endswith(b"\n"):
+        kept.write_bytes(kept.read_bytes() + b"\n")       # after a line that was cut
     with ProcessPoolExecutor(side_by_side, mp_context=multiprocessing.get_context("fork")) as pool:
-        found = list(zip(plan, pool.map(one_night, plan)))
-    return {name: summary([rows for other, rows in found if other == name]) for name in dict.fromkeys(plan)}
+        while todo or running:
+            while todo and len(running) < side_by_side and (seconds is None or time.monotonic() - begun < seconds):
+                name = todo.pop(0)
+                running[pool.submit(run, name)] = name
+            if not running:
+                break
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                name, (rows, code) = running.pop(done), done.result()
+                found.setdefault(name, []).append((rows, code))
+                if kept:
+                    with kept.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"scenario": name, "rows": rows, "exit_code": code}) + "\n")
+    return {name: {**summary(found[name][:count]), "nights_wanted": count} for name, count in wanted.items() if name in found}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the nights")
+    parser.add_argument("--minutes", type=float, help="begin no night after so long")
+    parser.add_argument("--side-by-side", type=int, default=6, help="nights at the same time")
+    asked = parser.parse_args(arguments)
+    nights, begun = asked.out.with_suffix(".nights.jsonl"), time.monotonic()
+    result = experiment(asked.scale, asked.side_by_side, nights, asked.minutes and asked.minutes * 60)
+    earlier = json.loads(asked.out.read_text(encoding="utf-8"))["wall_s"] if asked.out.is_file() else 0
+    lacking = [name for name in scenarios() if name not in result or result[name]["nights"] < result[name]["nights_wanted"]]
+    made = {"made_by": "python tests/gate_experiment.py", "seconds_per_image": SECONDS, "spread": SPREAD,
+            "wall_s": earlier + round(time.monotonic() - begun), "complete": not lacking, **result}
+    asked.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    print(f"{asked.out}: " + ", ".join(f"{name} {one['nights']}/{one['nights_wanted']}" for name, one in result.items()))
 
 
 if __name__ == "__main__":
-    begun = time.time()
-    result = experiment(float(sys.argv[2]) if len(sys.argv) > 2 else 1.0)
-    made = {"made_by": "python tests/gate_experiment.py", "seconds_per_image": SECONDS, "spread": SPREAD,
-            "wall_s": round(time.time() - begun), **result}
-    Path(sys.argv[1]).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    main(sys.argv[1:])

@@ -260,6 +260,29 @@ def test_geometric_mean_of_changes_is_what_is_told(tmp_path):
     assert row.change == pytest.approx(math.expm1(sum(logs) / len(logs)))
 
 
+def ended(name):
+    """A night of the experiment that has ended already."""
+    return [(name, "latency", "ok", 3, 0.0)], 0
+
+
+def test_the_experiment_stops_in_time_and_goes_on_where_it_was(tmp_path):
+    from gate_experiment import experiment, scenarios
+
+    kept = tmp_path / "nights.jsonl"
+    assert experiment(side_by_side=2, kept=kept, seconds=0, run=ended) == {}
+    first = experiment(scale=0.01, side_by_side=2, kept=kept, run=ended)
+    assert {name: one["nights"] for name, one in first.items()} == dict.fromkeys(scenarios(), 1)
+    with kept.open("a") as file:
+        file.write('{"scenario": "two_mo')               # interrupted while it wrote
+    again = experiment(scale=0.01, side_by_side=2, kept=kept, run=None)      # nothing is left to run
+    assert again == first
+    whole = experiment(side_by_side=2, kept=kept, run=ended)
+    assert {name: (one["nights"], one["nights_wanted"]) for name, one in whole.items()} == {
+        name: (nights, nights) for name, (_, _, nights) in scenarios().items()}
+    assert whole["identical"]["latency"] == {"ok": 10}
+    assert experiment(side_by_side=2, kept=kept, run=None) == whole
+
+
 @pytest.mark.slow
 def test_the_experiment_on_real_processes():
     """A part of tests/gate_experiment.py; it needs a machine that does nothing else."""
