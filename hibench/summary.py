@@ -14,8 +14,8 @@ from hibench.typeset import escape_markdown
 
 __all__ = ["LARGE", "Summary", "failures", "is_large", "split", "summarise"]
 
-LARGE = 10_000                                            # rows of all sweeps beyond which a report sums up
-MOST_ROWS = 3000                                          # rows that such a report still shows in tables, smallest sweeps first
+LARGE = 2000                                              # rows of all sweeps beyond which a report sums up
+MOST_ROWS = 2000                                          # rows that such a report still shows in tables, smallest sweeps first
 SHOWN = ("latency_p50_s", "peak_bytes")
 
 

@@ -102,7 +102,7 @@ def report(
     figure: Annotated[list[str] | None, Option("--figure", metavar="NAME", help="Only this one; repeat for more.")] = None,
     compare_: Annotated[tuple[Path, Path] | None, Option("--compare", metavar="RUN_A RUN_B", help=(
         "Two results directories side by side, as md, csv or json; not DIR."))] = None,
-    full: Annotated[bool, Option("--full", help="Tables and plots of every cell, also of more than 10 000 (minutes).")] = False,
+    full: Annotated[bool, Option("--full", help="Tables and plots of every cell, also of more than 2000 (minutes).")] = False,
 ) -> int:
     """Write tables (Markdown, CSV, LaTeX) and plots (PNG, PDF) from records.
 
