@@ -190,8 +190,9 @@ def markdown(report: Report) -> str:
     lines += [f"> **Warning** {_cell(text)}" + "\n" for text in report.warnings]
     if bad:
         lines += [*_rows(bad), ""]
-    for title, rows in ((f"{len(good)} numbers are ok", good), (f"{len(info)} numbers are shown only, not judged", info)):
+    for words, rows in (("ok", good), ("shown only, not judged", info)):
         if rows:
+            title = f"{len(rows)} number{' is' if len(rows) == 1 else 's are'} {words}"
             lines += [f"<details><summary>{title}</summary>", "", *_rows(rows), "", "</details>", ""]
     return "\n".join(lines)
 
@@ -200,10 +201,15 @@ def _rows(rows: list[Row]) -> list[str]:
     lines = ["| verdict | cell | number | base | head | change | why |", "|---|---|---|--:|--:|--:|---|"]
     for row in rows:
         verdict = {"regressed": "**regressed**", LOST: "**lost**"}.get(row.verdict, row.verdict) if row.gated else ""
-        cells = (verdict, f"`{_cell(row.key)}`", _cell(row.metric), _cell(shown(row.base, row.unit)),
-                 _cell(shown(row.head, row.unit)), _change(row), _cell(row.text))
+        numbers = (_whole(text) for text in (shown(row.base, row.unit), shown(row.head, row.unit), _change(row)))
+        cells = (verdict, f"`{_cell(row.key)}`", _cell(row.metric), *numbers, _cell(row.text))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _whole(text: str) -> str:
+    """A cell that is not broken between a number and its unit."""
+    return _cell(text).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _cell(text: str) -> str:

@@ -466,6 +466,9 @@ def test_markdown_cannot_be_broken_by_its_content(report):
     assert "too \\| noisy 100%" in text
     rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     assert {line.replace("\\|", "").count("|") for line in rows} == {8}
+    slow = next(line for line in rows if "`ldm/speed/64x64` | latency" in line).split("|")
+    assert all(" " not in cell.strip() for cell in slow[4:7])                 # a number is not broken before its unit
+    assert slow[4].strip() == "420\N{NO-BREAK SPACE}ms"
 
 
 def test_files_are_written_and_the_summary_is_appended(tmp_path, capsys):

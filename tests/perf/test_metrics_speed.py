@@ -112,48 +112,53 @@ def ours(setup: tuple[Path, Path, Path]) -> Iterator[Ours]:
 ALL = "fid,kid,is,precision,recall"
 
 
-def test_all_metrics_against_torch_fidelity(setup: tuple[Path, Path, Path], ours: Ours, tmp_path: Path) -> None:
+def torch_fidelity_scores(weights: Path, side: int, device: str = "cpu") -> Callable[[Path, Path], Any]:
+    """torch-fidelity's own pass over two folders, with its network loaded once and warm, as ours is."""
     import torch_fidelity
     import torch_fidelity.metrics
 
+    cuda = device != "cpu"
     peer = torch_fidelity.metrics.create_feature_extractor(
-        "inception-v3-compat",
-        ["2048", "logits_unbiased"],
-        cuda=False,
-        verbose=False,
-        feature_extractor_weights_path=str(setup[2]),
+        "inception-v3-compat", ["2048", "logits_unbiased"], cuda=cuda, verbose=False,
+        feature_extractor_weights_path=str(weights),
     )
     with torch.inference_mode():
-        peer(torch.zeros(min(IMAGES, 32), 3, 256, 256, dtype=torch.uint8))
-    ours.get("inception-v3-compat", "cpu")
+        peer(torch.zeros(min(IMAGES, 32), 3, side, side, dtype=torch.uint8, device=device))
 
-    def theirs() -> Any:
+    def theirs(a: Path, b: Path) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch_fidelity.metrics, "create_feature_extractor", lambda *_, **__: peer)
             return torch_fidelity.calculate_metrics(
-                input1=str(setup[0]),
-                input2=str(setup[1]),
-                cuda=False,
-                fid=True,
-                kid=True,
-                isc=True,
-                prc=True,
-                verbose=False,
-                cache=False,
-                kid_subset_size=IMAGES,
-                feature_extractor="inception-v3-compat",
-                feature_extractor_weights_path=str(setup[2]),
+                input1=str(a), input2=str(b), cuda=cuda, fid=True, kid=True, isc=True, prc=True, verbose=False, cache=False,
+                kid_subset_size=IMAGES, feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
             )
 
+    return theirs
+
+
+def check_values(values: Any, found: Any, loose: float = 1.0) -> None:
+    """The same numbers within the tolerances of tests/test_metrics_parity.py; `loose`: so many times as far apart."""
+    near = 1e-6 if loose == 1 else 0.05
+    assert values["fid"]["value"] == pytest.approx(found["frechet_inception_distance"], rel=1e-5 * loose)
+    assert values["kid"]["value"] == pytest.approx(found["kernel_inception_distance_mean"], abs=1e-6 * loose)
+    assert values["is"]["value"] == pytest.approx(found["inception_score_mean"], rel=1e-6 * loose)
+    assert values["precision"]["value"] == pytest.approx(found["precision"], abs=near)
+    assert values["recall"]["value"] == pytest.approx(found["recall"], abs=near)
+
+
+@pytest.mark.parametrize(("compiled", "least"), [(False, 1.6), (True, 2.0)], ids=["eager", "compiled"])
+def test_all_metrics_against_torch_fidelity(
+    setup: tuple[Path, Path, Path], ours: Ours, tmp_path: Path, compiled: bool, least: float
+) -> None:
+    theirs = torch_fidelity_scores(setup[2], 256)
+    ours.get("inception-v3-compat", "cpu", None, compiled)
     ratio, found, values = race(
-        "all metrics, torch-fidelity from folders", theirs, lambda: ours.score(ALL, ours.fresh(tmp_path))
+        f"all metrics, torch-fidelity from folders{', hibench compiled' if compiled else ''}",
+        lambda: theirs(*setup[:2]),
+        lambda: ours.score(ALL, ours.fresh(tmp_path), compiled=compiled),
     )
-    assert values["fid"]["value"] == pytest.approx(found["frechet_inception_distance"], rel=1e-5)
-    assert values["kid"]["value"] == pytest.approx(found["kernel_inception_distance_mean"], abs=1e-6)
-    assert values["is"]["value"] == pytest.approx(found["inception_score_mean"], rel=1e-6)
-    assert values["precision"]["value"] == pytest.approx(found["precision"])
-    assert values["recall"]["value"] == pytest.approx(found["recall"])
-    assert ratio > 1.6
+    check_values(values, found)
+    assert ratio > least
 
 
 def test_a_warm_reference_against_a_cold_one(ours: Ours, tmp_path: Path) -> None:
@@ -214,7 +219,7 @@ def test_a_kept_fit_of_the_reference_against_fitting(tmp_path: Path) -> None:
     assert ratio > 2
 
 
-@pytest.mark.parametrize(("n", "least"), [(256, 50), (1000, 20), (4000, 5)])
+@pytest.mark.parametrize(("n", "least"), [(256, 50), (1000, 20), (4000, 5), (10_000, 5)])
 def test_frechet_distance_against_sqrtm(n: int, least: float) -> None:
     scipy_linalg = pytest.importorskip("scipy.linalg")
     generator = torch.Generator().manual_seed(0)
@@ -243,3 +248,65 @@ def test_compiled_against_eager(ours: Ours, tmp_path: Path) -> None:
     )
     assert fast["fid"]["value"] == pytest.approx(plain["fid"]["value"], rel=1e-5)
     assert ratio > 0.9
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------------
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_all_metrics_on_a_gpu_from_folders(setup: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Aim: 4x at 256 px. Give HIBENCH_PERF_IMAGES=1000 or more: with few images the start of the peer's workers counts most."""
+    from hibench.score import score_folders
+
+    theirs, calls = torch_fidelity_scores(setup[2], 256, "cuda"), iter(range(1000))
+
+    def score() -> Any:
+        cache = tmp_path / f"cache-{next(calls)}"
+        return score_folders(setup[0], setup[1], metrics=ALL, weights=setup[2], device="cuda", cache=cache)[0]
+
+    score()                                               # kernels chosen, weights read
+    ratio, found, values = race("all metrics on a GPU, torch-fidelity from folders", lambda: theirs(*setup[:2]), score)
+    check_values(values, found, loose=1000)               # cuDNN's TF32 on either side
+    assert ratio > 2
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_all_metrics_on_a_gpu_from_device_memory(setup: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Aim: 20x at 1024 px, where the peer has to write and read PNG files of what is in memory already."""
+    from hibench.extractors.inception import open_compat
+    from hibench.features import Collector
+    from hibench.metrics import frechet, kernel, neighbours, scores
+
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    sets = [(torch.rand(IMAGES, 3, 1024, 1024, generator=generator, device="cuda") * top).byte() for top in (255, 200)]
+    theirs, extractor = torch_fidelity_scores(setup[2], 1024, "cuda"), open_compat("cuda", str(setup[2]))
+    extractor(sets[0][:32])
+
+    def peer() -> Any:
+        for name, images in zip("xy", sets):
+            (tmp_path / name).mkdir(exist_ok=True)
+            for i, image in enumerate(images.cpu()):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{i:05}.png", compress_level=1)
+        return theirs(tmp_path / "x", tmp_path / "y")
+
+    def own() -> Any:
+        found = []
+        for images in sets:
+            collector = Collector([extractor], 32)
+            for at in range(0, IMAGES, 32):
+                collector.add(images[at : at + 32])
+            found.append(collector.finish())
+        (x, logits), (y, _) = [(f["inception-v3-compat/2048"], f["inception-v3-compat/logits"]) for f in found]
+        near = neighbours.neighbours(x, y)
+        values = {"fid": frechet.frechet_distance(x, y), "kid": kernel.kernel_distance(x, y, 100, IMAGES)[0],
+                  "is": scores.inception_score(logits)[0], "precision": near.precision, "recall": near.recall}
+        return {name: {"value": value} for name, value in values.items()}
+
+    ratio, found, values = race("all metrics on a GPU at 1024 px, torch-fidelity by way of PNG files", peer, own)
+    check_values(values, found, loose=1000)
+    assert ratio > 10
