@@ -265,6 +265,7 @@ def make_shard(cell: CellJob, extract: Extract, missing: set[str], first: int, c
     import numpy as np
 
     from hibench.features import count_bad
+    from hibench.metrics.shards import write_shard
 
     batch = int(cell.settings.get("batch", DEFAULT_BATCH))
     keep_until = cell.first_seed + int(cell.settings.get("keep", DEFAULT_KEEP))
@@ -295,11 +296,7 @@ def make_shard(cell: CellJob, extract: Extract, missing: set[str], first: int, c
     arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
     arrays.update(seeds=np.arange(first, first + count, dtype=np.int64), bad_nan=bad_nan, bad_constant=bad_constant,
                   missing=np.array(sorted(missing), dtype=str), **scaled(cell, small))
-    path = shard_path(cell.out, first, count)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(aside, path)
+    write_shard(shard_path(cell.out, first, count), arrays)
 
 
 def scaled(cell: CellJob, small: dict[int, torch.Tensor]) -> dict[str, Any]:

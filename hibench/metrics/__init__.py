@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibench.errors import HibenchError, SpecError
+from hibench.errors import HibenchError
 from hibench.metrics.plan import FAMILIES, FAMILY, parse
+from hibench.metrics.shards import merge_shards
 
 if TYPE_CHECKING:
     import torch
 
-    from hibench.metrics.evaluate import FeatureSet, ScalePairs
+    from hibench.metrics.evaluate import FeatureSet
 
 __all__ = ["FAMILIES", "describe", "merge_shards", "needs_prompts", "parse", "scale_arrays", "scale_factors", "score_cell"]
 
@@ -43,52 +44,6 @@ def scale_arrays(
         f"scale{factor}:inapplicable": np.array(inapplicable),
         f"scale{factor}:failed": np.array(failed),
     }
-
-
-def _scale_pairs(shards: Sequence[Mapping[str, Any]]) -> "dict[int, ScalePairs]":
-    """The pairs of all shards, by factor."""
-    import numpy as np
-
-    from hibench.metrics.evaluate import ScalePairs
-
-    names = {k for s in shards for k in s if k.startswith("scale") and k[5:].isdigit()}
-    out = {}
-    for name in sorted(names):
-        mine = [s for s in shards if name in s]
-        reasons = [next((str(s[f"{name}:{kind}"]) for s in mine if str(s[f"{name}:{kind}"])), "")
-                   for kind in ("inapplicable", "failed")]
-        out[int(name[5:])] = ScalePairs(*np.concatenate([s[name] for s in mine]).T, *reasons)
-    return out
-
-
-def merge_shards(paths: Sequence[str | Path]) -> "FeatureSet":
-    """The features of all shards in the order of their seeds; SpecError for an unreadable shard or one without any array."""
-    import zipfile
-
-    import numpy as np
-
-    from hibench.metrics.evaluate import FeatureSet
-
-    shards: list[dict[str, Any]] = []
-    for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                shards.append({k: file[k] for k in file.files})
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise SpecError(f"{path}: not a readable shard of features ({error}); delete it and run again") from error
-    if not shards:
-        raise SpecError("no shard of features; generate the samples first")
-    if all("seeds" in s for s in shards):
-        shards.sort(key=lambda s: int(s["seeds"][0]))
-    keys = [k for k in shards[0] if "/" in k]
-    lacking = [k for s in shards for k in keys if k not in s]
-    if lacking:
-        raise SpecError(f"shards hold different features, '{lacking[0]}' is not in all of them; delete them and run again")
-    arrays = {k: np.concatenate([s[k] for s in shards]) for k in keys}
-    n = sum(len(s["seeds"]) for s in shards) if "seeds" in shards[0] else len(next(iter(arrays.values())))
-    bad = {short: int(sum(int(s.get(f"bad_{short}", 0)) for s in shards)) for short in ("nan", "constant")}
-    seeds = np.concatenate([s["seeds"] for s in shards]).tolist() if "seeds" in shards[0] else list(range(n))
-    return FeatureSet(arrays, n, bad=bad, seeds=seeds, scales=_scale_pairs(shards))
 
 
 def _captions(cell: Mapping[str, Any], seeds: Sequence[int], first_seed: int) -> list[str] | None:
