@@ -11,6 +11,7 @@ from hibench.errors import SpecError, did_you_mean
 from hibench.lines import NOTHING, Row, number, resolution_text, settings_text
 from hibench.published import CAVEAT, published_of, published_rows
 from hibench.rows import load_rows, sweep_rows
+from hibench.store import clean_errors
 from hibench.tidy import csv_text, frame
 from hibench.typeset import escape_markdown
 
@@ -65,9 +66,10 @@ def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS, 
     if pictures:
         from hibench.plots import write_plots
 
-        for name, caption, paths in write_plots(sweeps, results, out / "plots", pictures):
-            drawn[name].append((caption, paths))
-            written += paths
+        with clean_errors(f"write {out / 'plots'}"):
+            for name, caption, paths in write_plots(sweeps, results, out / "plots", pictures):
+                drawn[name].append((caption, paths))
+                written += paths
     if "md" in formats:
         written.append(_put(out / "report.md", _index(rows, problems, made, drawn, out)))
     return written
@@ -81,8 +83,9 @@ def _typeset(table: tables.Table | summary.Summary, kind: str) -> str | None:
 
 
 def _put(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    with clean_errors(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ REQUIRED = ("schema", "id", "key", "kind", "status", "method", "axes")
 FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up",
         errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied", errno.EPERM: "permission denied",
         errno.EFBIG: "the file would be too large", errno.ENOTDIR: "a part of the path is not a directory",
-        errno.EEXIST: "a file is in the way", errno.EIO: "input/output error"}
+        errno.EEXIST: "a file is in the way", errno.EIO: "input/output error", errno.ENOTEMPTY: "a folder is in the way",
+        errno.ESTALE: "the network file system lost track of the file", errno.EBUSY: "it is in use",
+        errno.EXDEV: "a part of the results lies on another file system", errno.ENOLCK: "the file system has no locks to give",
+        errno.EOPNOTSUPP: "the file system cannot do that", errno.ETIMEDOUT: "the file system does not answer"}
 
 
 class Corrupt(HibenchError):
@@ -61,13 +64,18 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Write a JSON file that is either there and whole or not there; `durable`: also after a power cut (some 20 ms)."""
     aside = path.with_name(f".{path.name}.tmp")
     with clean_errors(f"write {path}"):
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(finite(value), file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                json.dump(finite(value), file, indent=1, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError:
+            with suppress(OSError):
+                aside.unlink()
+            raise
         if durable:
             _sync_folder(path.parent)
 
@@ -132,8 +140,8 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                os.rename(target, old)
-            os.rename(folder, target)
+                _move(target, old)
+            _move(folder, target)
             _sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
         return target
@@ -145,13 +153,17 @@ class Store:
             if target.exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 self.work.mkdir(parents=True, exist_ok=True)
-                os.rename(target, folder)
+                _move(target, folder)
             if (folder / "record.json").exists():
                 os.replace(folder / "record.json", folder / "previous.json")
         return self.staging(id)
 
     def recover(self) -> list[str]:
         """Finish what a killed run was about to publish; returns one sentence per repair. Call it under the lock."""
+        with clean_errors(f"repair {self.root}"):
+            return self._recover()
+
+    def _recover(self) -> list[str]:
         said = []
         for folder in sorted(self.work.iterdir()) if self.work.is_dir() else []:
             if folder.is_dir() and not folder.name.endswith(".old") and (folder / "record.json").exists():
@@ -169,7 +181,7 @@ class Store:
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(old, target)
+                _move(old, target)
         return said
 
     def records(self) -> tuple[list[dict[str, Any]], list[str]]:
@@ -219,12 +231,16 @@ class Store:
         with clean_errors(f"lock {self.root}"):
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            with clean_errors(f"lock {self.root}"):
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "an unknown process"
             os.close(file)
             raise HibenchError(f"{self.root} is in use by another run ({holder}); wait until it is done, "
                                "or choose another directory by --out") from None
+        except HibenchError:
+            os.close(file)
+            raise
         os.ftruncate(file, 0)
         os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()} since {utc_now()}\n".encode(), 0)
         return file
@@ -257,6 +273,15 @@ def check_record(record: Any, path: Path, id: str) -> dict[str, Any]:
     if record["id"] != id:
         raise Corrupt(f"{path}: is corrupt (it says id {record['id']}, its folder {id})")
     return record
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; a network file system that lost its own answer and says that there is no source has done it already."""
+    try:
+        os.rename(source, target)
+    except FileNotFoundError:
+        if source.exists() or not target.exists():
+            raise
 
 
 def _sync_folder(path: Path) -> None:
