@@ -17,7 +17,7 @@ import records
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hibench import report, rows, tables, typeset
+from hibench import cli, report, rows, tables, typeset
 from hibench.columns import unit_of
 from hibench.errors import HibenchError, SpecError
 from hibench.lines import format_value
@@ -509,3 +509,10 @@ def test_fake_records_are_json_as_the_store_reads_them(tmp_path: Path) -> None:
     made = records.record("ldm", "quality")
     records.write(tmp_path, [made])
     assert Store(tmp_path).records() == ([json.loads(json.dumps(made))], [])
+
+
+def test_the_published_tables_can_be_made_again_from_the_published_records(tmp_path: Path) -> None:
+    published = Path(__file__).parents[1] / "reports" / "first-light"
+    assert cli.main(["report", str(published), "--format", "csv", "--out", str(tmp_path)]) == 0
+    for name in ["records.csv", *(f"tables/{path.name}" for path in (published / "tables").glob("*.csv"))]:
+        assert (tmp_path / name).read_text() == (published / name).read_text(), name
