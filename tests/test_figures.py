@@ -210,7 +210,8 @@ def test_a_plot_has_a_curve_per_line_and_names_what_is_missing(results: Path) ->
 
 PLOTS = """
 one: {kind: plot, title: a, after: b, x: given, x_title: Factor, y: fid, lines: [
-  {label: VQ, method: ldm, x: 8}, {label: VQ, method: infd, x: 4}, {label: KL, method: real, x: 4}, {label: KL, method: nobody, x: 8}]}
+  {label: VQ, method: ldm, x: 8}, {label: VQ, method: infd, x: 4},
+  {label: KL, method: real, x: 4}, {label: KL, method: nobody, x: 8}]}
 two: {kind: plot, title: a, after: b, x: options.guidance, y: fid, lines: [{label: LDM, method: ldm}]}
 """
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plot", "strip", "zoom"]
 
-SIDE, INSET = 220, 96                                     # pixels at 200 dpi
+SIDE, INSET = 220, 192                                    # pixels at 200 dpi
+FACTORS = (1, 2, 3, 4, 6, 8)                              # by which an inset may be enlarged; they divide INSET
 
 
 def plot(figure: Figure, rows: list[Row]) -> tuple[draw.Drawn, list[Row]]:
@@ -31,7 +32,8 @@ def plot(figure: Figure, rows: list[Row]) -> tuple[draw.Drawn, list[Row]]:
     for line in figure.lines:
         curves.setdefault(line.label, []).append(line)
     looks = draw.looks_of(f"{at:03}" for at in range(len(curves)))
-    missing, behind, handles = [], [], {}
+    missing, handles = [], {}
+    behind: list[Row] = []
     with matplotlib.rc_context(draw.RC):
         canvas, (axes,), width = draw.panels(1, 1)
         every: list[float] = []
@@ -125,7 +127,7 @@ def _sheet(figure: Figure, heads: list[str], cells: list[list[Any]], *, inset: b
             counts[seed] = counts.get(seed, 0) + 1
     seed = min((one for one, count in counts.items() if count == max(counts.values())), default=0)
     left = 20 + max((11 * len(label) for label in labels), default=0)
-    deep = SIDE + (INSET * 2 + 6 if inset else 0)
+    deep = SIDE + (INSET + 6 if inset else 0)
     wide, tall = left + len(heads) * (SIDE + 6), 40 + len(cells) * (deep + 6)
     behind = [row for line in cells for seeds, _, row in line if row is not None and seed in seeds]
     with matplotlib.rc_context(draw.RC):
@@ -140,7 +142,7 @@ def _sheet(figure: Figure, heads: list[str], cells: list[list[Any]], *, inset: b
             for at, (seeds, reason, _) in enumerate(line):
                 _place(canvas, left + at * (SIDE + 6), top, wide, tall, seeds.get(seed), reason or "no sample", inset)
     said = f"{caption(figure, behind)} Seed {seed}."
-    said += " Below each: the framed middle at native pixels, enlarged twice." if inset else " Each scaled to one display size."
+    said += " Below each: the framed middle at native pixels, each of them a square of whole pixels." if inset else " Each scaled to one display size."
     return draw.Drawn(figure.name, said, canvas), behind
 
 
@@ -165,17 +167,22 @@ def _place(canvas: Any, x: int, y: int, wide: int, tall: int, path: Path | None,
     top = axes_at(y, SIDE)
     top.imshow(np.asarray(_square(whole, SIDE)), interpolation="none", aspect="auto")
     if inset:
-        part = min(INSET, *image.size)
+        part, factor = _inset(min(image.size))
         corner = ((image.width - part) // 2, (image.height - part) // 2)
         framed = part * whole.width / image.width         # the side of the part as the whole picture shows it
-        if framed < min(whole.size):
-            edge = (SIDE - framed) / 2 - 0.5
-            for colour, width in (("black", 1.6), ("white", 0.7)):
-                top.add_patch(Rectangle((edge, edge), framed, framed, fill=False, edgecolor=colour, linewidth=width))
+        edge = (SIDE - framed) / 2 - 0.5
+        for colour, width in (("black", 1.6), ("white", 0.7)):
+            top.add_patch(Rectangle((edge, edge), framed, framed, fill=False, edgecolor=colour, linewidth=width))
         crop = image.crop((*corner, corner[0] + part, corner[1] + part))
-        shown = crop.resize((2 * part, 2 * part), Image.Resampling.NEAREST)
-        axes_at(y + SIDE + 6, 2 * INSET, x + (SIDE - 2 * INSET) // 2).imshow(
-            np.asarray(_square(shown, 2 * INSET)), interpolation="none", aspect="auto")
+        shown = crop.resize((factor * part, factor * part), Image.Resampling.NEAREST)
+        axes_at(y + SIDE + 6, INSET, x + (SIDE - INSET) // 2).imshow(
+            np.asarray(_square(shown, INSET)), interpolation="none", aspect="auto")
+
+
+def _inset(side: int) -> tuple[int, int]:
+    """Pixels of the middle that an inset shows, at most two fifths of the side, and the factor that enlarges each of them."""
+    factor = next((one for one in FACTORS if INSET // one <= 0.4 * side), FACTORS[-1])
+    return min(INSET // factor, side), factor
 
 
 def _square(image: "Image", side: int) -> "Image":

@@ -171,11 +171,11 @@ class LDM(Coding):
 
         if self.model is None:
             self.load()
-        assert self.model is not None
         steps = self.default_steps if steps is None else steps
         reason = self.supports({"height": resolution[0], "width": resolution[1], "steps": None, "sparsity": sparsity})
         if reason:
             raise AdapterError(f"ldm: {reason}")
+        assert self.model is not None
         with torch.inference_mode():
             plan = self._plan(steps)
             context = null = None

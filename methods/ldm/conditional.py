@@ -1,4 +1,4 @@
-"""Super-resolution and inpainting with LDM (arXiv 2112.10752, §4.4 and §4.5): the condition is concatenated to the latent."""
+"""LDM with conditions that are concatenated to the latent: super-resolution, inpainting, label maps (arXiv 2112.10752, §4)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.ldm.model import LatentDiffusion
+from methods.ldm.model import LatentDiffusion, SpatialRescaler
 from methods.ldm.sampling import Patches, make_plan, sample_latents
 
-__all__ = ["inpaint", "inpainting_condition", "super_resolve"]
+__all__ = ["inpaint", "inpainting_condition", "label_condition", "super_resolve", "synthesise"]
 
 
 @torch.inference_mode()
@@ -47,6 +47,33 @@ def inpaint(model: LatentDiffusion, image: Tensor, mask: Tensor, seeds: Sequence
     shape = (model.latent_channels, *concat.shape[2:])
     z = sample_latents(model, plan, shape, seeds, image.device, concat=concat, patches=patches)
     return torch.where(mask > 0.5, model.decode(z).float().clamp(-1, 1), image)
+
+
+def label_condition(model: LatentDiffusion, labels: Tensor) -> Tensor:
+    """[B, C, h, w] of label maps int64 [B, H, W]: one-hot, halved bilinearly to the latent's size, mapped to C channels.
+
+    Raises ValueError for a model without a rescaler, and for a label that it does not know.
+    """
+    rescaler = model.cond_stage_model
+    if not isinstance(rescaler, SpatialRescaler):
+        raise ValueError("this model takes no label map: its condition is no SpatialRescaler")
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < rescaler.in_channels:
+        raise ValueError(f"labels {int(labels.min())} to {int(labels.max())}: this model knows 0 to {rescaler.in_channels - 1}")
+    hot = F.one_hot(labels, rescaler.in_channels).movedim(3, 1)
+    return rescaler(hot.to(rescaler.channel_mapper.weight.dtype))
+
+
+@torch.inference_mode()
+def synthesise(model: LatentDiffusion, labels: Tensor, seeds: Sequence[int], *, steps: int = 200, eta: float = 0.0,
+               patches: Patches | None = None) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1] of label maps int64 [B, H, W]; `patches` denoises in windows, as the paper does beyond
+    the trained size."""
+    concat = label_condition(model, labels)
+    need(model, concat.shape[1], "a rescaled label map")
+    plan = make_plan(model, steps, eta=eta, device=labels.device)
+    z = sample_latents(model, plan, (model.latent_channels, *concat.shape[2:]), seeds, labels.device, concat=concat,
+                       patches=patches)
+    return model.decode(z).float().clamp(-1, 1)
 
 
 def need(model: LatentDiffusion, channels: int, what: str) -> None:
