@@ -90,6 +90,24 @@ def test_best_needs_the_same_protocol(tmp_path: Path) -> None:
     assert not {place for place in table_of(tmp_path, TABLE, made).best if place[1] == 0}
 
 
+def test_lines_of_a_column_are_taken_under_one_protocol_where_they_can(tmp_path: Path) -> None:
+    few = [records.record(method, "quality", 64, n=24, seed=1) for method in ("ldm", "infd", "real")]
+    many = records.record("ldm", "quality", 64, n=512)
+    filled = table_of(tmp_path, TABLE, [*few, many])
+    assert [filled.values[at][0].row["n"] for at in range(3)] == [24, 24, 24]     # not ldm of 512 beside the others of 24
+    more = records.record("infd", "quality", 64, n=512)
+    real = records.record("real", "quality", 64, n=512)
+    assert [one[0].row["n"] for one in table_of(tmp_path, TABLE, [*few, many, more, real]).values[:3]] == [512, 512, 512]
+    assert [one[0].row["n"] for one in table_of(tmp_path, TABLE, [few[1], many]).values[:2]] == [512, 24]
+
+
+def test_a_record_without_the_metric_does_not_hide_one_that_has_it(tmp_path: Path) -> None:
+    bare = records.record("ldm", "quality", 64, n=512)
+    bare["quality"]["values"].pop("fd@scenes-clip")
+    filled = table_of(tmp_path, TABLE, [bare, records.record("ldm", "quality", 64, n=24, seed=1)])
+    assert filled.values[0][0].row["n"] == 24
+
+
 def test_latex_is_escaped_and_balanced_and_states_its_protocol(tmp_path: Path) -> None:
     text = to_latex(table_of(tmp_path, TABLE, some()))
     assert r"50 \% \& more" in text
@@ -182,7 +200,13 @@ def test_pictures_are_drawn_and_what_is_missing_is_drawn_as_missing(results: Pat
         assert np.any(pixels.max(axis=-1) - pixels.min(axis=-1) > 60)      # and the colours of what has one
 
 
-def test_an_inset_is_native_pixels_enlarged_twice(results: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("side", "part", "factor"), [(16, 16, 8), (64, 24, 8), (128, 48, 4), (256, 96, 2), (512, 192, 1),
+                                                      (4096, 192, 1)])
+def test_an_inset_shows_at_most_two_fifths_of_a_side(side: int, part: int, factor: int) -> None:
+    assert pictures._inset(side) == (part, factor)
+
+
+def test_an_inset_is_native_pixels_enlarged_by_a_whole_number(results: Path, tmp_path: Path) -> None:
     import numpy as np
     from PIL import Image
 
@@ -192,10 +216,10 @@ def test_an_inset_is_native_pixels_enlarged_twice(results: Path, tmp_path: Path)
     folder = results / "cells" / behind[0]["id"][:2] / behind[0]["id"]
     with Image.open(tmp_path / "zoom.png") as opened, Image.open(folder / "samples" / "0.png") as sample:
         shown, pixels = np.asarray(opened.convert("RGB")), np.asarray(sample.convert("RGB"))
-    twice = pixels.repeat(2, axis=0).repeat(2, axis=1)
-    columns = np.lib.stride_tricks.sliding_window_view(shown[:, :, 0], twice.shape[:2])
-    matches = np.argwhere(columns[:, :, 0, 0] == twice[0, 0, 0])
-    assert any(np.array_equal(columns[y, x], twice[:, :, 0]) for y, x in matches)
+    large = pixels[20:44, 20:44].repeat(8, axis=0).repeat(8, axis=1)
+    columns = np.lib.stride_tricks.sliding_window_view(shown[:, :, 0], large.shape[:2])
+    matches = np.argwhere(columns[:, :, 0, 0] == large[0, 0, 0])
+    assert any(np.array_equal(columns[y, x], large[:, :, 0]) for y, x in matches)
 
 
 def test_a_plot_has_a_curve_per_line_and_names_what_is_missing(results: Path) -> None:

@@ -11,7 +11,8 @@ from hibench.columns import metric_title
 from hibench.figures.catalogue import Cell, Line
 from hibench.lines import Row, interval, resolution_text
 
-__all__ = ["FIELDS", "Value", "both", "merged", "metric_of", "pick", "rows_of", "title_of", "value_of"]
+__all__ = ["FIELDS", "Value", "both", "common_protocol", "merged", "metric_of", "pick", "protocol_of", "rows_of", "title_of",
+           "value_of"]
 
 FIELDS = {                                                # of speed records: title, unit, factor, direction
     "latency": ("latency_p50_s", "Latency", "s", 1.0, "lower"),
@@ -94,17 +95,41 @@ def value_of(row: Row, metric: str) -> Value:
     return Value(value * scale, pm, row=row)
 
 
-def pick(rows: list[Row], line: Line, metric: str, at: Cell) -> Value:
-    """The value of a line at a place, or why it is missing: no record, a failed one, or one without this metric."""
+def protocol_of(row: Row, metric: str) -> tuple[Any, ...]:
+    """What has to agree before two numbers may be compared."""
+    if row["kind"] == "speed":
+        return row["height"], row["width"], row["hardware"], row["peak_source"]
+    entry = row["_metrics"].get(metric, {})
+    return tuple(entry.get(name) for name in ("n", "n_reference", "weights_sha256", "resize", "reference_digest"))
+
+
+def _candidates(rows: list[Row], line: Line, metric: str, at: Cell) -> list[Row]:
     kinds = ("speed", "quality") if metric == "parameters" else ("speed",) if metric in FIELDS else ("quality",)
-    found = [row for kind in kinds for row in rows_of(rows, line.method, at, kind)]
+    return [row for kind in kinds for row in rows_of(rows, line.method, at, kind)]
+
+
+def common_protocol(rows: list[Row], lines: list[Line], metric: str, ats: list[Cell]) -> tuple[Any, ...] | None:
+    """The protocol under which most lines have a value, of several that with the most images; None where there is no value."""
+    counts: dict[tuple[Any, ...], int] = {}
+    for line, at in zip(lines, ats):
+        found = [row for row in _candidates(rows, line, metric, at) if row["status"] == "ok"]
+        for protocol in {protocol_of(row, metric) for row in found if value_of(row, metric).value is not None}:
+            counts[protocol] = counts.get(protocol, 0) + 1
+    return max(counts, key=lambda one: (counts[one], one[0] or 0, str(one)), default=None)
+
+
+def pick(rows: list[Row], line: Line, metric: str, at: Cell, protocol: tuple[Any, ...] | None = None) -> Value:
+    """The value of a line at a place, or why it is missing: no record, a failed one, or one without this metric.
+
+    Of several records one under `protocol`, if there is one; else the first of `rows_of` that has the metric."""
+    found = _candidates(rows, line, metric, at)
     if not found:
         return Value(reason=f"no record of {line.method}{_where(at)}")
-    if metric == "parameters":
-        found = [row for row in found if row["parameters"] is not None] or found
-    elif found[0]["status"] != "ok":
+    if metric != "parameters" and found[0]["status"] != "ok":
         return Value(reason=f"{found[0]['status']}: {found[0]['reason'] or 'no reason was recorded'}", row=found[0])
-    return value_of(found[0], metric)
+    known = [row for row in found if row["status"] == "ok" and value_of(row, metric).value is not None]
+    alike = [row for row in known if protocol_of(row, metric) == protocol]
+    return value_of((alike or known or found)[0], metric)
 
 
 def _where(at: Cell) -> str:

@@ -142,7 +142,8 @@ def _sheet(figure: Figure, heads: list[str], cells: list[list[Any]], *, inset: b
             for at, (seeds, reason, _) in enumerate(line):
                 _place(canvas, left + at * (SIDE + 6), top, wide, tall, seeds.get(seed), reason or "no sample", inset)
     said = f"{caption(figure, behind)} Seed {seed}."
-    said += " Below each: the framed middle at native pixels, each of them a square of whole pixels." if inset else " Each scaled to one display size."
+    said += " Below each: the framed middle at native pixels, enlarged by a whole number." if inset else \
+        " Each scaled to one display size."
     return draw.Drawn(figure.name, said, canvas), behind
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
-from typing import Any
 
 from hibench.figures.catalogue import Figure
-from hibench.figures.pick import FIELDS, Value, both, metric_of, pick, title_of
+from hibench.figures.pick import FIELDS, Value, both, common_protocol, metric_of, pick, protocol_of, title_of
 from hibench.lines import BASELINES, NOTHING, Row, format_value, plain, resolution_text
 from hibench.typeset import escape_latex, escape_markdown, fitted, stacked
 
@@ -35,7 +34,9 @@ def fill(figure: Figure, rows: list[Row]) -> Filled:
     best: set[tuple[int, int]] = set()
     for at, column in enumerate(figure.columns):
         metric = column.metric if column.metric in FIELDS else metric_of(rows, column.metric)
-        values = [pick(rows, line, metric, both(line.at, column.at)) for line in figure.lines]
+        places = [both(line.at, column.at) for line in figure.lines]
+        protocol = common_protocol(rows, list(figure.lines), metric, places)
+        values = [pick(rows, line, metric, place, protocol) for line, place in zip(figure.lines, places)]
         better = better_of(metric, [value.row for value in values if value.row])
         title, second = title_of(metric)
         where = resolution_text(*column.at.resolution) if column.at.resolution else ""
@@ -65,19 +66,11 @@ def _best(values: list[Value], metric: str, better: str) -> list[int]:
     known = [(at, one) for at, one in own if one.pm is not None]
     if better == "none" or len(known) < 2 or len(known) < len(own):
         return []
-    if len({_protocol(one.row or {}, metric) for _, one in known}) > 1:
+    if len({protocol_of(one.row or {}, metric) for _, one in known}) > 1:
         return []
     sign = 1 if better == "lower" else -1
     ends = sorted((sign * (one.value or 0) + (one.pm or 0), sign * (one.value or 0) - (one.pm or 0), at) for at, one in known)
     return [ends[0][2]] if all(ends[0][0] < low for _, low, _ in ends[1:]) else []
-
-
-def _protocol(row: Row, metric: str) -> tuple[Any, ...]:
-    """What has to agree before two numbers may be compared."""
-    if row["kind"] == "speed":
-        return row["height"], row["width"], row["hardware"], row["peak_source"]
-    entry = row["_metrics"][metric]
-    return tuple(entry.get(name) for name in ("n", "n_reference", "weights_sha256", "resize", "reference_digest"))
 
 
 def caption(figure: Figure, found: list[Row]) -> str:
