@@ -88,7 +88,9 @@ class RayEngine:
             asked = {**where, **{name: value for name, value in quiet.items() if value is not None}, **self.init}
             try:
                 ray.init(**asked)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except Exception as error:
+                if type(error) is not Exception and not isinstance(error, (ConnectionError, RuntimeError, ValueError)):
+                    raise  # a bare Exception is Ray's own: it was too slow to start
                 text = " ".join(str(error).split())[:300]
                 raise Unfit(
                     f"no Ray cluster answers at {self.address or 'this machine'} ({text}); look at `ray status`"
@@ -205,7 +207,8 @@ class RayEngine:
             if done:
                 parcel: Parcel = ray.get(ref)
                 return parcel
-            if self._stopped:
+            if self._stopped:  # begun while `kill_all` went through the others
+                ray.cancel(ref, force=True)
                 raise ray.exceptions.TaskCancelledError()
             if tick is not None:
                 tick()
