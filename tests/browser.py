@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-WAIT_S = 30.0
+WAIT_S = 120.0                                            # a bound for a machine that is busy; nothing waits so long
 
 
 def executable() -> str | None:
