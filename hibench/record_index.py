@@ -37,9 +37,9 @@ def load_records(root: Path, take: Callable[[dict[str, Any]], T]) -> tuple[list[
     problems: list[str] = []
     found: list[tuple[str, str, T]] = []
     with without_collector():
-        index, known = _Index.read(root), _Environments()
         cells = {folder: _cells(folder) for folder in _folders(root / "cells")}
         count = sum(map(len, cells.values()))
+        index, known = _Index.read(root) if count > FEWEST else _Index({}, {}, b""), _Environments()
         fresh = sum(index.stamps.get(id) != stamp for mine in cells.values() for id, (_, stamp) in mine.items())
         renew = fresh > max(FEWEST, count // 20) or len(index.stamps) > 2 * count + FEWEST
         chunks: dict[str, bytes] = {}
@@ -192,7 +192,7 @@ class _Index:
                         size = int.from_bytes(content[:8], "big")
                         stamps, places = marshal.loads(content[8 : 8 + size])
                         return cls(stamps, places, content[8 + size :])
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: there is no home directory
             pass
         return cls({}, {}, b"")
 
@@ -220,9 +220,9 @@ def _write(root: Path, chunks: Mapping[str, bytes], stamps: dict[str, Stamp]) ->
     checksum = 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)
-    path = index_file(root)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
+        path = index_file(root)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:

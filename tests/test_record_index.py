@@ -142,6 +142,16 @@ def test_where_no_index_can_be_written_the_files_are_read(results, monkeypatch):
     assert list(module.index_file(results).parent.iterdir()) == []
 
 
+def test_without_a_home_there_is_no_index(results, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("HIBENCH_CACHE")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert len(ids(results)) == 40
+    assert len(ids(results)) == 40
+
+
 def test_the_indexes_of_directories_that_are_gone_go_too(results, tmp_path):
     put(tmp_path / "other", "0000")
     ids(tmp_path / "other")
