@@ -424,6 +424,21 @@ def test_tiled_decoding_covers_everything_and_approaches_the_whole() -> None:
         tiling.tile_spans(9, 4, 4)
 
 
+def test_an_image_of_4096_px_is_decoded_a_tile_at_a_time() -> None:
+    largest = 0
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, z.shape[0] * z.shape[2] * z.shape[3])
+        return torch.nn.functional.interpolate(z, scale_factor=4.0)
+
+    z = torch.arange(1024.0).expand(1, 3, 1024, 1024)
+    image = tiling.decode_tiled(decode, z, 4, tile=128, overlap=32)
+    assert image.shape == (1, 3, 4096, 4096)
+    assert largest == 128 * 128                                     # what the decoder holds does not grow with the image
+    assert torch.allclose(image[0, :, 77], torch.arange(1024.0).repeat_interleave(4).expand(3, -1), atol=1e-2)
+
+
 def test_tiled_decoding_through_the_adapter(tiny: LDM) -> None:
     whole = tiny.generate((64, 64), 0, steps=2).float()
     exact = LDM("random", {"config": "tiny", "decode_tile": 16}).generate((64, 64), 0, steps=2).float()
