@@ -128,7 +128,7 @@ def browser() -> str:
 
 def _shelf(what: str, whose: str, text: str) -> str:
     """Text that scrolls in its own frame, which the keyboard reaches and a screen reader names."""
-    return f'<pre tabindex="0" role="region" aria-label="{escape(f"{what} of {whose}", quote=True)}">{escape(text)}</pre>'
+    return f'<pre tabindex="0" role="group" aria-label="{escape(f"{what} of {whose}", quote=True)}">{escape(text)}</pre>'
 
 
 def failures(rows: list[Row], results: Path) -> str:
