@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import compress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hibench.store import SCHEMA, Corrupt, check_record, read_record
 from hibench.weights import cache_directory
@@ -21,47 +21,48 @@ from hibench.weights import cache_directory
 __all__ = ["FEWEST", "index_file", "load_records", "without_collector"]
 
 FEWEST = 1000  # records that are not in the index before one is written; fewer are read in less than a second
-MAGIC = b"hibench records 2\n"
+MAGIC = b"hibench records 3\n"
 Stamp = tuple[int, int, int, int]  # inode, bytes, time of the content and of the inode in ns: no change leaves all of them
-Chunk = tuple[list[str], list[Stamp], list[dict[str, Any]]]  # the records of one folder: ids, stamps, contents
-T = TypeVar("T")
+Chunk = tuple[list[str], list[Stamp], list[dict[str, Any]]]  # what is held of one folder: ids, stamps, records or their rows
 
 
-def load_records(root: Path, take: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
-    """`take(record)` of every record under `root`/cells that can be read, by key and id; a sentence for each that cannot.
+def load_records(
+    root: Path, take: Callable[[dict[str, Any]], dict[str, Any]] | None = None, version: str = ""
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every record under `root`/cells that can be read, by key and id; and a sentence for each that cannot.
 
     A record comes from the index only while its file still has the inode, size and times that it had when it was read, so
-    whatever was copied, merged or edited is read again. What `take` does not keep is let go folder by folder. Records share
-    equal environments: change none of them. Raises HibenchError for a newer schema.
+    whatever was copied, merged or edited is read again. `take` makes a smaller dict of a record, with its `key` and `id`, which
+    has an index of its own: `version` says which code has made it. What it does not keep is let go folder by folder.
+    Equal environments are one object: change none of them. Raises HibenchError for a newer schema.
     """
     problems: list[str] = []
-    found: list[tuple[str, str, T]] = []
+    found: list[dict[str, Any]] = []
     with without_collector():
         cells = {folder: _cells(folder) for folder in _folders(root / "cells")}
         count = sum(map(len, cells.values()))
-        index, known = _Index.read(root) if count > FEWEST else _Index({}, {}, b""), _Environments()
+        index, known = _Index.read(root, version) if count > FEWEST else _Index({}, {}, b""), _Environments()
         fresh = sum(index.stamps.get(id) != stamp for mine in cells.values() for id, (_, stamp) in mine.items())
         renew = fresh > max(FEWEST, count // 20) or len(index.stamps) > 2 * count + FEWEST
         chunks: dict[str, bytes] = {}
         held: dict[str, Stamp] = {}
         for folder, mine in cells.items():
             name = os.path.basename(folder)
-            ids, stamps, records = chunk = index.chunk(name, mine)
+            ids, stamps, values = chunk = index.chunk(name, mine)
             stale = {id: path for id, (path, _) in mine.items() if id not in set(ids)} if len(ids) < len(mine) else {}
-            problems += _read_folder(stale, chunk)
+            problems += _read_folder(stale, chunk, take)
+            for value in values:
+                known.share(value)
             if renew:
                 chunks[name] = marshal.dumps(chunk)
                 held.update(zip(ids, stamps))
-            for record in records:
-                known.share(record)
-                found.append((record["key"], record["id"], take(record)))
+            found += values
         if renew:
-            _write(root, chunks, held)
-        found.sort(key=lambda item: item[:2])
-        taken = [item[2] for item in found]
+            _write(root, version, chunks, held)
+        found.sort(key=lambda value: (value["key"], value["id"]))
         if count > FEWEST:
             gc.freeze()
-    return taken, problems
+    return found, problems
 
 
 @contextmanager
@@ -105,12 +106,12 @@ def _stamp(path: str | int) -> Stamp | None:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _read_folder(cells: Mapping[str, str], chunk: Chunk) -> list[str]:
-    """Read the records of one folder (id → path) into `chunk`; a sentence for each that cannot be read.
+def _read_folder(cells: Mapping[str, str], chunk: Chunk, take: Callable[[dict[str, Any]], dict[str, Any]] | None) -> list[str]:
+    """Read the records of one folder (id → path), or what `take` makes of them, into `chunk`; a sentence for each unreadable.
 
     They are parsed together, which is quicker and lets them share their keys, or one by one where that fails.
     """
-    ids, stamps, records = chunk
+    ids, stamps, kept = chunk
     read = [_content(path) for path in cells.values()]
     try:
         whole = all(text.startswith("{") for _, text in read)
@@ -126,7 +127,7 @@ def _read_folder(cells: Mapping[str, str], chunk: Chunk) -> list[str]:
             continue
         ids.append(id)
         stamps.append(read[at][0])
-        records.append(record)
+        kept.append(record if take is None else take(record))
     return problems
 
 
@@ -147,14 +148,15 @@ class _Environments:
         self.known: dict[tuple[str, str], list[dict[str, Any]]] = {}
 
     def share(self, record: dict[str, Any]) -> None:
-        """Give a record an equal environment that is known already, or get to know its own."""
-        env = record.get("env")
+        """Give a record (or row, as `_env`) an equal environment that is known already, or get to know its own."""
+        name = "env" if "env" in record else "_env"
+        env = record.get(name)
         if not isinstance(env, dict):
             return
         same = self.known.setdefault((str(env.get("hardware_digest")), str(env.get("software_digest"))), [])
         for other in same:
-            if other == env:
-                record["env"] = other
+            if other is env or other == env:
+                record[name] = other
                 return
         if len(same) < 16:
             same.append(env)
@@ -163,14 +165,14 @@ class _Environments:
 # -- the index -------------------------------------------------------------------------------------------------------------
 
 
-def index_file(root: Path) -> Path:
-    """Where the index of a results directory is: in hibench's cache, so that it does not travel with what it describes."""
-    name = sha256(os.fsencode(root.resolve())).hexdigest()[:24]
+def index_file(root: Path, version: str = "") -> Path:
+    """Where an index of a results directory is: in hibench's cache, so that it does not travel with what it describes."""
+    name = sha256(os.fsencode(root.resolve())).hexdigest()[:24] + ("-taken" if version else "")
     return cache_directory() / "records" / f"{name}.{sys.implementation.cache_tag}.index"
 
 
-def _head(root: Path) -> bytes:
-    said = {"root": os.fspath(root.resolve()), "schema": SCHEMA, "marshal": marshal.version}
+def _head(root: Path, version: str) -> bytes:
+    said = {"root": os.fspath(root.resolve()), "version": version, "schema": SCHEMA, "marshal": marshal.version}
     return MAGIC + json.dumps(said).encode() + b"\n"
 
 
@@ -181,11 +183,11 @@ class _Index:
         self.stamps, self.places, self.content = stamps, places, memoryview(content)
 
     @classmethod
-    def read(cls, root: Path) -> _Index:
+    def read(cls, root: Path, version: str = "") -> _Index:
         """The index; an empty one without any, or where it is another's, of another version or damaged."""
-        head = _head(root)
+        head = _head(root, version)
         try:
-            with index_file(root).open("rb") as file:
+            with index_file(root, version).open("rb") as file:
                 if os.fstat(file.fileno()).st_uid == os.getuid() and file.read(len(head)) == head:
                     checksum, content = file.read(4), file.read()
                     if zlib.crc32(content).to_bytes(4, "big") == checksum:
@@ -208,7 +210,7 @@ class _Index:
         return list(compress(ids, same)), list(compress(stamps, same)), list(compress(records, same))
 
 
-def _write(root: Path, chunks: Mapping[str, bytes], stamps: dict[str, Stamp]) -> None:
+def _write(root: Path, version: str, chunks: Mapping[str, bytes], stamps: dict[str, Stamp]) -> None:
     """Write the index whole, and remove those of directories that are gone; where that is impossible, there is none."""
     places: dict[str, tuple[int, int]] = {}
     end = 0
@@ -221,12 +223,12 @@ def _write(root: Path, chunks: Mapping[str, bytes], stamps: dict[str, Stamp]) ->
     for part in parts:
         checksum = zlib.crc32(part, checksum)
     with suppress(OSError, RuntimeError):
-        path = index_file(root)
+        path = index_file(root, version)
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:
-                file.writelines([_head(root), checksum.to_bytes(4, "big"), *parts])
+                file.writelines([_head(root, version), checksum.to_bytes(4, "big"), *parts])
             aside.chmod(0o600)
             os.replace(aside, path)
         finally:

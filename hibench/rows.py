@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from hibench import columns, lines
 from hibench.columns import ORDER
 from hibench.errors import HibenchError
 from hibench.lines import Row, number
@@ -15,23 +16,29 @@ from hibench.record_index import load_records as load_records_of
 
 __all__ = ["flatten", "hardware_name", "honest", "load_records", "load_rows", "sweep_rows"]
 
-T = TypeVar("T")
-
 
 def load_records(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every readable record under results/cells by key and id, and one sentence for each that cannot be read.
 
     Raises HibenchError when there is none, and for records that a newer hibench wrote."""
-    return _load(results, lambda record: record)
+    return _some(results, load_records_of(Path(results).absolute()))
 
 
-def _load(results: Path, take: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
-    """`take(record)` of every readable record, and the sentences about the others; HibenchError when there is none."""
-    taken, problems = load_records_of(Path(results).absolute(), take)
+def _some(results: Path, loaded: tuple[list[Row], list[str]]) -> tuple[list[Row], list[str]]:
+    """What was loaded; HibenchError when there is nothing."""
+    taken, problems = loaded
     if not taken:
         broken = f" ({len(problems)} cannot be read: {problems[0]})" if problems else ""
         raise HibenchError(f"no records in {results}{broken}; next: hibench run benchmarks.yaml")
     return taken, problems
+
+
+def _version() -> str:
+    """Digest of the code that makes rows: those that another version made are made again."""
+    total = sha256()
+    for module in (__file__, lines.__file__, columns.__file__):
+        total.update(Path(module).read_bytes())
+    return total.hexdigest()
 
 
 def flatten(record: dict[str, Any]) -> Row:
@@ -137,7 +144,7 @@ def load_rows(results: Path) -> tuple[list[Row], list[str]]:
 
     Machines with the same name but another digest are told apart by their digest; a failed cell counts to the device on which
     the other cells of its machine ran."""
-    rows, problems = _load(results, flatten)
+    rows, problems = _some(results, load_records_of(Path(results).absolute(), flatten, _version()))
     devices: dict[str, set[str]] = {}
     digests: dict[str, set[str]] = {}
     for row in rows:

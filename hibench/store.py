@@ -188,7 +188,7 @@ class Store:
         """Every record that can be read, by key and id (to be left unchanged), and one sentence for each that cannot."""
         from hibench.record_index import load_records
 
-        return load_records(self.root, lambda record: record)
+        return load_records(self.root)
 
     # -- manifests -----------------------------------------------------------------------------------------------------
 

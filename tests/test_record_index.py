@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hibench import record_index as module
+from hibench import rows
 from hibench.errors import HibenchError
 from hibench.store import Store, write_json
 
@@ -177,6 +178,35 @@ def test_one_damaged_record_is_named_and_its_neighbours_are_there(results, conte
         assert str(path) in problems[0]
         assert "is corrupt" in problems[0]
         assert "is not there" in problems[1]
+
+
+def test_what_is_made_of_records_has_an_index_of_its_own_by_version(results):
+    made = []
+
+    def small(one):
+        made.append(one["id"])
+        return {"key": one["key"], "id": one["id"], "size": (1, 2), "_env": one["env"]}
+
+    first, _ = module.load_records(results, small, "1")
+    assert len(made) == 40
+    assert first[0] == {"key": "toy/speed/0000", "id": "0000", "size": (1, 2), "_env": ENV}
+    assert module.load_records(results, small, "1") == (first, [])
+    assert len(made) == 40
+    put(results, "0000", status="died")
+    module.load_records(results, small, "1")
+    assert made[40:] == ["0000"]
+    module.load_records(results, small, "2")                                # other code: everything is made again
+    assert len(made) == 81
+    assert Store(results).records()[0][0]["status"] == "died"
+    assert {path.name for path in module.index_file(results).parent.iterdir()} == {
+        module.index_file(results).name, module.index_file(results, "2").name}
+
+
+def test_rows_from_the_index_are_those_from_the_records(results):
+    fresh, _ = rows.load_rows(results)
+    assert module.index_file(results, "rows").exists()
+    assert rows.load_rows(results) == (fresh, [])
+    assert [row["key"] for row in fresh] == [one["key"] for one in Store(results).records()[0]]
 
 
 def test_a_newer_schema_is_refused_with_and_without_an_index(results):
