@@ -58,6 +58,22 @@ def test_reopening_keeps_what_was_made_and_no_record(store):
     assert store.recover() == []
 
 
+def fails_at(at, error):
+    """Wraps functions, which count together: their n-th call raises `error(*args)`, every other is the real one."""
+    calls = 0
+
+    def instead(real):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise error(*args)
+            return real(*args, **kwargs)
+        return call
+
+    return instead
+
+
 @pytest.mark.parametrize("stop_at", range(1, 6))
 @pytest.mark.parametrize("again", [False, True])
 def test_a_kill_at_any_point_of_publishing_loses_nothing(store, monkeypatch, stop_at, again):
@@ -69,17 +85,7 @@ def test_a_kill_at_any_point_of_publishing_loses_nothing(store, monkeypatch, sto
     class Killed(BaseException):
         pass
 
-    calls = 0
-
-    def counted(function):
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == stop_at:
-                raise Killed
-            return function(*args, **kwargs)
-        return call
-
+    counted = fails_at(stop_at, lambda *_: Killed())
     with monkeypatch.context() as patch:
         for module, name in ((os, "replace"), (os, "rename"), (os, "fsync"), (store_module.shutil, "rmtree")):
             patch.setattr(module, name, counted(getattr(module, name)))
@@ -244,18 +250,7 @@ REFUSED = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota is used up", errn
 
 def refuse(code: int, at: int = 1):
     """A function in the place of one of os that fails at its n-th call, as a file system does, and works else."""
-    calls = 0
-
-    def instead(real):
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == at:
-                raise OSError(code, os.strerror(code), str(args[0]))
-            return real(*args, **kwargs)
-        return call
-
-    return instead
+    return fails_at(at, lambda path, *_: OSError(code, os.strerror(code), str(path)))
 
 
 @pytest.mark.parametrize(("name", "at", "again"), [("replace", 1, False), ("fsync", 1, False), ("rename", 1, False),
