@@ -214,7 +214,7 @@ def test_training_can_start_from_other_weights(quick: Path) -> None:
     state = load_file(after / "unet.safetensors")
     assert all((state[k].float() - before[k].float()).abs().max() < 5e-3 for k in state)     # one step of Adam moves 1e-3
     said = json.loads((after / "training-unet.json").read_text())["init"]
-    assert said == f"{len(state)} of {len(state)} tensors from weights {train.file_digest(quick / 'unet.safetensors')}"
+    assert said == f"{len(state)} of {len(state)} tensors from weights {train.sha256_of(quick / 'unet.safetensors')}"
     with pytest.raises(MissingWeights, match="init: no U-Net at"):
         train.train(after, stage="unet", init=str(quick.parent), images=8)
 

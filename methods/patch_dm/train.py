@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hibench import training
 from hibench.adapter import from_uint8
-from hibench.drift import file_digest
 from hibench.errors import MissingWeights, SpecError, did_you_mean
 from hibench.references import scenes
 from hibench.references.scene_cache import about, rendered, say
+from hibench.weights import sha256_of
 from methods.diffusion.ema import EMA
 from methods.diffusion.losses import per_sample, q_sample, truncated_weight, velocity
 from methods.ldm.checkpoint import fill
@@ -243,7 +243,7 @@ def _start_from(unet: nn.Module, init: str | None) -> str | None:
     own, other = unet.state_dict(), load_file(path)
     fits = {k: v.float() for k, v in other.items() if k in own and own[k].shape == v.shape}
     unet.load_state_dict(fits, strict=False)
-    return f"{len(fits)} of {len(own)} tensors from weights {file_digest(path)}"
+    return f"{len(fits)} of {len(own)} tensors from weights {sha256_of(path)}"
 
 
 def _clip_features(data: Any, device: str) -> Tensor:
