@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ CONFIG: dict[str, Any] = {  # official field names; ours: `input_size` and `pool
 
 
 _UNET: dict[str, Any] = {"batch": 16, "rate": 6e-4, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5,
-                         "coarse": {4: 4.0, PATCH: 32.0}, "thumbnail": 8}
+                         "coarse": {4: 4.0, PATCH: 32.0}, "coarse_until": 0.4, "thumbnail": 8}
 _PRIOR: dict[str, Any] = {"batch": 256, "rate": 1e-3, "weight_decay": 0.01}
 
 
@@ -147,11 +147,13 @@ def _corners(images: Tensor, variant: Variant, draw: torch.Generator) -> Tensor:
 
 
 def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant, cumprod: Tensor, weight: Tensor,
-                draw: torch.Generator, layout: nn.Linear | None = None, held_out: bool = False) -> dict[str, Tensor]:
+                draw: torch.Generator, layout: nn.Linear | None = None, coarse: Mapping[int, float] | None = None,
+                held_out: bool = False) -> dict[str, Tensor]:
     """Both terms of the loss for one random window of each image [B, 3, H, W], weighted by timestep.
 
     source: what the codes are made of: the images, or their rows in a table, int64 [B]. `layout` reads a thumbnail from the
-    code, whose squared error is a third term. held_out: nothing is dropped, and every patch counts.
+    code, whose squared error is a third term. coarse: as `window_losses` takes it. held_out: nothing is dropped, and every patch
+    counts.
 
     Of the four patches one is decoded: the same mean for half the work, as the official loss gives all four the weight of the
     tile between them. Timesteps are stratified (one per B-th of the range), windows are drawn per image, and noise is drawn for
@@ -178,7 +180,7 @@ def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant
         position = (kept[1] >= _UNET["drop_position"]).float() if not held_out else torch.ones(batch, device=device)
         prediction = predict(model.unet, noised(window, t, noise, cumprod), t, code, window.where, PATCH,
                              position if variant.position else torch.zeros_like(position), shift=variant.collage, chosen=chosen)
-    shift, noshift = window_losses(prediction, velocity(window.x, t, noise, cumprod), window.mask, _UNET["coarse"], chosen)
+    shift, noshift = window_losses(prediction, velocity(window.x, t, noise, cumprod), window.mask, coarse, chosen)
     losses["noshift"] = (weight[t] * noshift).mean()
     return losses | {"shift": (weight[t] * shift).mean()} if variant.collage else losses
 
@@ -191,7 +193,8 @@ def _train_unet(
 
     The network predicts v (Salimans & Ho 2022) instead of the official noise: at high noise a small error in the mean of a
     patch of noise is a wrong colour, and a short training never gets rid of it. The error of x0 counts min(SNR + 1, 6) times.
-    For guidance one image in ten loses its code, one in two its position. Codes learn where things are from a thumbnail that a
+    The means of patches count more at first, falling to nothing at `coarse_until` of the steps: patches must first agree on their
+    colours, but only the plain error makes texture clean. For guidance one image in ten loses its code, one in two its position. Codes learn where things are from a thumbnail that a
     linear layer reads from them, which is then thrown away.
     """
     o, variant = _UNET, VARIANTS[name]
@@ -211,12 +214,16 @@ def _train_unet(
     cumprod = torch.from_numpy(diffusion_alphas_cumprod()).float().to(device)
     weight = truncated_weight(cumprod)
 
+    def coarse(k: int) -> dict[int, float]:
+        left = max(0.0, 1 - k / (o["coarse_until"] * steps))
+        return {side: factor * left for side, factor in o["coarse"].items()} if left else {}
+
     def step(k: int) -> dict[str, Tensor]:
         index = training.batch_seeds(k, o["batch"], images)
         batch = from_uint8(data[index.numpy()], device)
         source = index.to(device) if variant.table else batch
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"], warmup=min(o["warmup"], steps // 4)))
-        losses = window_loss(model, batch, source, variant, cumprod, weight, training.step_generator(k), layout)
+        losses = window_loss(model, batch, source, variant, cumprod, weight, training.step_generator(k), layout, coarse(k))
         training.descend(sum(losses.values(), torch.zeros((), device=device)), optimizer, [trained], [ema])
         return losses
 
@@ -228,7 +235,7 @@ def _train_unet(
     training.write_training_json(
         out / "training-unet.json", result, device=device, batch=o["batch"], data=about(images, RESOLUTION),
         variant=name, ema=decay, parameters=sum(p.numel() for p in model.unet.parameters()), rate=o["rate"], target="v",
-        coarse=o["coarse"], init=started,
+        coarse=o["coarse"], coarse_until=o["coarse_until"], init=started,
         held_out=None if variant.table else _held_out(model, variant, cumprod, weight, device))
     return result
 
