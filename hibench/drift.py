@@ -5,7 +5,6 @@ A wrong scheduler step, dtype or resize changes every image at once, long before
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hibench.errors import HibenchError, NoBaseline
+from hibench.weights import sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SEEDS", "Distance", "Golden", "compare", "file_digest", "pixel_distance", "read_image"]
+__all__ = ["SEEDS", "Distance", "Golden", "compare", "pixel_distance", "read_image"]
 
 SEEDS = 8                                      # images of a drift cell
 
@@ -63,11 +63,6 @@ def read_image(path: Path) -> "NDArray[np.uint8]":
         raise HibenchError(f"{path}: there is no such image") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise HibenchError(f"{path}: is no readable image ({' '.join(str(error).split())})") from error
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of the bytes of a file: the name of a golden image."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def pixel_distance(golden: "NDArray[np.uint8]", image: "NDArray[np.uint8]") -> tuple[float, float]:
@@ -151,13 +146,13 @@ class Golden:
         path = self.folder / f"{digest}.png"
         if not path.is_file():
             raise NoBaseline(f"golden image {path} is not there; restore it, or write the baseline anew")
-        if file_digest(path) != digest:
+        if sha256_of(path) != digest:
             raise NoBaseline(f"golden image {path} is damaged: its content has another SHA-256; restore it")
         return path
 
     def add(self, image: Path) -> str:
         """Keep an image; returns its digest."""
-        digest = file_digest(image)
+        digest = sha256_of(image)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / f"{digest}.png").exists():
             shutil.copyfile(image, self.folder / f"{digest}.png")

@@ -110,9 +110,9 @@ def _process_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
     """Numbers that every process has: judged over pairs of processes, or over two sessions, or shown only."""
     same_machine = (base.get("env") or {}).get("hardware_digest") == (head.get("env") or {}).get("hardware_digest")
     for name, (unit, of) in PER_PROCESS.items():
-        old, new = _processes(base, of), _processes(head, of)
         if name == "memory" and (_peak_source(base) != "rss-over-idle" or _peak_source(head) != "rss-over-idle"):
             continue
+        old, new = _processes(base, of), _processes(head, of)
         a = statistics.median(old) if old else _number(base, "speed", SUMMARY.get(name))
         b = statistics.median(new) if new else None
         if a is None and b is None:
@@ -265,15 +265,20 @@ def _holm(rows: list[Row], alpha: float) -> list[Row]:
 
 def _processes(record: dict[str, Any], of: Callable[[dict[str, Any]], Any]) -> list[float]:
     """A number of every process, in the order of the replicates; [] when some process does not know it."""
-    try:
-        found = [of(process) for process in (record.get("speed") or {}).get("processes") or ()]
-    except (KeyError, TypeError, statistics.StatisticsError):
-        return []
-    return [float(value) for value in found] if all(isinstance(value, (int, float)) for value in found) else []
+    found = []
+    for process in (record.get("speed") or {}).get("processes") or ():
+        try:
+            value = of(process)
+        except (KeyError, TypeError, statistics.StatisticsError):
+            return []
+        if not isinstance(value, (int, float)):
+            return []
+        found.append(float(value))
+    return found
 
 
 def _usable(values: Sequence[float]) -> bool:
-    return bool(values) and all(math.isfinite(value) and value > 0 for value in values)
+    return bool(values) and all([0 < value < math.inf for value in values])
 
 
 def _peak_source(record: dict[str, Any]) -> Any:

@@ -117,7 +117,7 @@ def _numbers(record: dict[str, Any]) -> Any:
 
 def _damages(cell: Path, record: dict[str, Any]) -> Iterator[str]:
     """Files that the record names and that are not there, or are not what it says; features that cannot be read."""
-    from hibench.drift import file_digest
+    from hibench.weights import sha256_of
 
     drift = record.get("drift") or {}
     named = [*((record.get("quality") or {}).get("samples") or ()), *(drift.get("samples") or {}).values()]
@@ -126,7 +126,7 @@ def _damages(cell: Path, record: dict[str, Any]) -> Iterator[str]:
         yield f"{cell}: {gone[0]} is not there" + (f", nor {len(gone) - 1} others" if len(gone) > 1 else "")
         return
     for seed, digest in (drift.get("sha256") or {}).items():
-        if file_digest(cell / drift["samples"][seed]) != digest:
+        if sha256_of(cell / drift["samples"][seed]) != digest:
             yield f"{cell / drift['samples'][seed]}: is damaged (its SHA-256 is not that of the record)"
     for shard in sorted(cell.glob("shard-*.npz")):
         try:

@@ -60,8 +60,6 @@ def load_records(
         if renew:
             _write(root, version, chunks, held)
         found.sort(key=lambda value: (value["key"], value["id"]))
-        if count > FEWEST:
-            gc.freeze()
     return found, problems
 
 
@@ -69,7 +67,8 @@ def load_records(
 def without_collector() -> Iterator[None]:
     """No search for cyclic garbage meanwhile: records hold no cycles, and walking through millions of parts takes seconds.
 
-    What is made here and stays is better frozen (`gc.freeze`) before the end, or it is walked through right afterwards.
+    What was made and stays counts as old afterwards: otherwise it would be walked through right away, once per generation.
+    Nothing stays frozen, and where somebody else has frozen objects, nothing is moved.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -77,6 +76,9 @@ def without_collector() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if gc.get_freeze_count() == 0:
+                gc.freeze()
+                gc.unfreeze()                             # into the oldest generation, whatever generation it was in
             gc.enable()
 
 

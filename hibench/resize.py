@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["bicubic_antialias", "pil_bicubic_uint8", "shortest_side_crop", "tf1_bilinear"]
+__all__ = ["bicubic_antialias", "pil_resize", "shortest_side_crop", "tf1_bilinear"]
 
 
 def tf1_bilinear(images: "torch.Tensor", size: int) -> "torch.Tensor":
@@ -53,19 +53,17 @@ def bicubic_antialias(images: "torch.Tensor", height: int, width: int) -> "torch
     return F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False).clamp_(0, 255)
 
 
-def pil_bicubic_uint8(images: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
-    """PIL's bicubic resize of a uint8 image, exactly (on the CPU, an image at a time): uint8 [B, 3, H, W] → [B, 3, height,
-    width]."""
+def pil_resize(images: "torch.Tensor", height: int, width: int, kind: str = "bicubic") -> "torch.Tensor":
+    """PIL's filter `kind` (bicubic, lanczos, …), exactly (on the CPU, an image at a time): uint8 [B, 3, H, W] of any device →
+    [B, 3, height, width] there."""
     import numpy as np
     import torch
     from PIL import Image
 
     if images.shape[-2:] == (height, width):
         return images
-    rows = [
-        np.asarray(Image.fromarray(i).resize((width, height), Image.Resampling.BICUBIC))
-        for i in images.permute(0, 2, 3, 1).cpu().numpy()
-    ]
+    how = Image.Resampling[kind.upper()]
+    rows = [np.asarray(Image.fromarray(i).resize((width, height), how)) for i in images.permute(0, 2, 3, 1).cpu().numpy()]
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous().to(images.device)
 
 
@@ -74,6 +72,6 @@ def shortest_side_crop(images: "torch.Tensor", size: int) -> "torch.Tensor":
     h, w = images.shape[-2:]
     short = min(h, w)
     height, width = (size, int(size * w / short)) if h <= w else (int(size * h / short), size)
-    small = pil_bicubic_uint8(images, height, width)
+    small = pil_resize(images, height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return small[..., top : top + size, left : left + size]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ __all__ = [
     "cache_directory",
     "check_state",
     "describe",
+    "digest_of",
     "fetch",
     "find",
     "is_published",
@@ -109,6 +111,14 @@ def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_of(config: Any, files: Iterable[Path] = ()) -> str:
+    """SHA-256 of a configuration (what JSON can hold) and of the bytes of weight files in the order given, hex."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for path in files:
+        digest.update(sha256_of(path).encode())
     return digest.hexdigest()
 
 

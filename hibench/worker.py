@@ -354,7 +354,7 @@ def run_score(cell: CellJob) -> dict[str, Any]:
 
 def run_drift(cell: CellJob) -> dict[str, Any]:
     """Images of fixed seeds, one by one, to be compared with golden images by `hibench check`."""
-    from hibench.drift import file_digest
+    from hibench.weights import sha256_of
 
     cell.open()
     cell.load()
@@ -366,7 +366,7 @@ def run_drift(cell: CellJob) -> dict[str, Any]:
         save_png(cell.out / "samples" / f"{seed}.png", image)
     samples = {str(seed): f"samples/{seed}.png" for seed in seeds}
     write_json(cell.out / "drift.json", {
-        "samples": samples, "sha256": {seed: file_digest(cell.out / name) for seed, name in samples.items()},
+        "samples": samples, "sha256": {seed: sha256_of(cell.out / name) for seed, name in samples.items()},
         "parameters": ask(cell.adapter, "parameters"), "weights_digest": ask(cell.adapter, "weights_digest")})
     return {"status": "ok", "reason": None, "failure": None}
 

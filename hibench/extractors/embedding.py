@@ -154,7 +154,7 @@ def open_dinov2(name: str, device: str, weights: str | None = None) -> Embedding
     import timm
     import torch
 
-    from hibench.resize import pil_bicubic_uint8
+    from hibench.resize import pil_resize
     from hibench.weights import read_state, resolve
 
     found = resolve(name, weights)
@@ -173,7 +173,7 @@ def open_dinov2(name: str, device: str, weights: str | None = None) -> Embedding
         {"cls": width},
         {"features": "cls"},
         device,
-        lambda x: pil_bicubic_uint8(x, 224, 224),
+        lambda x: pil_resize(x, 224, 224),
         _IMAGENET_NORM,
         lambda x: {"cls": model(x).float()},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, from_uint8, 
 from hibench.errors import MissingWeights, SpecError
 from hibench.references import scenes
 from hibench.references.scene_cache import TRAINING_SEED, rendered
+from hibench.weights import sha256_of
 
 __all__ = ["Gaussian"]
 
@@ -79,7 +79,7 @@ class Gaussian(Batched):
 
     def weights_digest(self) -> str:
         """SHA-256 of the weights file."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.is_file() else "missing"
+        return sha256_of(self.path) if self.path.is_file() else "missing"
 
     def parameters(self) -> int:
         """Numbers in the fit."""

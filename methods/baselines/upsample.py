@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage
+from hibench.resize import pil_resize
 from methods.ldm import LDM
 
 __all__ = ["Upsample"]
@@ -67,14 +65,8 @@ class Upsample(Batched):
         small = self.base.generate_batch(
             self._base_size(height, width) or resolution, seeds, steps=steps, sparsity=sparsity, stage=stage
         )
-        if tuple(small.shape[-2:]) == (height, width):
-            return small
         with stage("decode"):
-            large = [
-                np.asarray(Image.fromarray(x.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.LANCZOS))
-                for x in small.cpu()
-            ]
-            return torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).contiguous().to(self.device)
+            return pil_resize(small, height, width, "lanczos")
 
     def close(self) -> None:
         """Free the LDM."""

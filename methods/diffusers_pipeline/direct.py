@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import NULL_STAGE, Resolution, Stage
 from hibench.errors import SpecError
+from hibench.resize import pil_resize
 from methods.diffusers_pipeline.adapter import CALLING, DiffusersPipeline
 from methods.diffusers_pipeline.geometry import Geometry
 
@@ -73,16 +74,4 @@ class DirectUpsample(Direct):
         if tuple(small.shape[-2:]) == tuple(resolution):
             return small
         with stage("decode"):
-            return enlarge(small, resolution, self.options["filter"])
-
-
-def enlarge(images: Tensor, resolution: Resolution, kind: str) -> Tensor:
-    """uint8 [B, 3, h, w] to uint8 [B, 3, H, W] by PIL's filter `kind`, on the device of the images."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    how = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}[kind]
-    size = (resolution[1], resolution[0])
-    large = [np.asarray(Image.fromarray(x.permute(1, 2, 0).numpy()).resize(size, how)) for x in images.cpu()]
-    return torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).contiguous().to(images.device)
+            return pil_resize(small, *resolution, self.options["filter"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, from_uint8
 from hibench.errors import AdapterError, MissingWeights, SpecError, did_you_mean
+from hibench.weights import digest_of
 from methods.diffusion.schedules import check_steps, respaced_timesteps
 from methods.infd.configs import config_args, with_renderer
 from methods.infd.options import complete_options
@@ -299,17 +298,15 @@ class INFD(Batched):
 
     def weights_digest(self) -> str:
         """SHA-256 of the weight files that are used and of the configuration; needs no load()."""
-        digest = hashlib.sha256(json.dumps(self.args, sort_keys=True).encode())
         if self.weights == "random":
-            return hashlib.sha256(b"random " + digest.digest()).hexdigest()
-        for file in self._files():
-            digest.update(file.read_bytes())
+            return digest_of(["random", self.args])
+        latents = None
         if self.options["latents"] != "own":
             from methods.ldm import LDM
 
             name = self.options["latents"]
-            digest.update(LDM("reference" if name == "ldm" else name, {}).weights_digest().encode())
-        return digest.hexdigest()
+            latents = LDM("reference" if name == "ldm" else name, {}).weights_digest()
+        return digest_of([self.args, latents], self._files())
 
     def parameters(self) -> int:
         """Parameters of everything that is used (autoencoder, renderer, diffusion model)."""

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hibench.adapter import to_uint8
+from hibench.resize import pil_resize
 from methods.infd.geometry import Query, whole
 from methods.infd.model import INFDModel
 from methods.infd.renderers import FixedRenderer
 
-__all__ = ["PIXELS_AT_ONCE", "Tiles", "View", "lanczos", "render_float", "render_uint8", "spans", "tiles_of"]
+__all__ = ["PIXELS_AT_ONCE", "Tiles", "View", "render_float", "render_uint8", "spans", "tiles_of"]
 
 PIXELS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 22}  # rendered in one batch
 
@@ -90,24 +91,12 @@ def _pieces(model: INFDModel, phi: Tensor, height: int, width: int, tiles: Tiles
                 yield image, row, column, colours[:, top:top + row.stop - row.start, left:left + column.stop - column.start]
 
 
-def lanczos(images: Tensor, height: int, width: int) -> Tensor:
-    """PIL's Lanczos filter on uint8 images [B, 3, H, W] of any device, each on the CPU."""
-    import numpy as np
-    from PIL import Image
-
-    if tuple(images.shape[2:]) == (height, width):
-        return images
-    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-    rows = [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.LANCZOS)) for one in pixels]
-    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous().to(images.device)
-
-
 def _fixed(model: INFDModel, phi: Tensor, height: int, width: int, view: View) -> Tensor:
     """The native image of a renderer without coordinates, cut to the view and resampled: uint8 [B, 3, height, width]."""
     native = to_uint8(model.renderer(phi))
     edges = [[round((at + 1) / 2 * side) for at in part] for part, side in ((view.rows, native.shape[2]),
                                                                           (view.columns, native.shape[3]))]
-    return lanczos(native[..., slice(*edges[0]), slice(*edges[1])], height, width)
+    return pil_resize(native[..., slice(*edges[0]), slice(*edges[1])], height, width, "lanczos")
 
 
 def render_uint8(model: INFDModel, phi: Tensor, height: int, width: int, tiles: Tiles, view: View | None = None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import NULL_STAGE, Resolution, Stage, to_uint8
 from hibench.errors import AdapterError, MissingWeights
+from hibench.weights import digest_of
 from methods.infty_diff.configs import MODELS, model_config
 from methods.infty_diff.options import complete_options
 
@@ -224,16 +223,11 @@ class InftyDiff:
 
     def weights_digest(self) -> str:
         """SHA-256 of the weight files and the configuration, or of the latter for random weights; needs no load()."""
-        config = json.dumps(self.config, sort_keys=True).encode()
         if self.weights == "random":
-            return hashlib.sha256(b"random " + config).hexdigest()
-        digest = hashlib.sha256(config)
+            return digest_of(["random", self.config])
         folders = {self.path, Path(self.options["latent"]).expanduser()} if self.options["latent"] else {self.path}
-        for folder in sorted(folders):
-            for file in sorted(folder.iterdir()):
-                if file.suffix in (".safetensors", ".pkl"):
-                    digest.update(file.read_bytes())
-        return digest.hexdigest()
+        files = [file for folder in sorted(folders) for file in sorted(folder.iterdir())]
+        return digest_of(self.config, [file for file in files if file.suffix in (".safetensors", ".pkl")])
 
     def parameters(self) -> int:
         """Parameters of decoder, encoder and prior."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import NULL_STAGE, Resolution, Stage
 from hibench.errors import AdapterError, MissingWeights
+from hibench.weights import digest_of
 from methods.diffusion.schedules import check_steps
 from methods.ldm.coding import Coding
 from methods.ldm.configs import FIRST_STAGES, MODELS, TEXT_MODELS, model_params
@@ -261,16 +260,13 @@ class LDM(Coding):
     def weights_digest(self) -> str:
         """SHA-256 of the weight files, or of the configuration's name and content for random weights; needs no load()."""
         if self.weights == "random":
-            return hashlib.sha256(f"random {json.dumps(self.params, sort_keys=True)}".encode()).hexdigest()
+            return digest_of(["random", self.params])
         from methods.ldm.checkpoint import weight_files
         from methods.ldm.first_stages import file_alone
 
-        digest = hashlib.sha256()
-        for file in weight_files(self.path) if self.alone is None else [file_alone(self.path)]:
-            if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt", ".bin") or file.name == "vocab.txt":
-                digest.update(file.read_bytes())
-        digest.update(json.dumps(self.params, sort_keys=True).encode())
-        return digest.hexdigest()
+        files = weight_files(self.path) if self.alone is None else [file_alone(self.path)]
+        used = (".safetensors", ".ckpt", ".zip", ".pt", ".bin")
+        return digest_of(self.params, [file for file in files if file.suffix in used or file.name == "vocab.txt"])
 
     def parameters(self) -> int:
         """Parameters of everything that was loaded (first stage, U-Net, class embedding)."""

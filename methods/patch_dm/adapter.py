@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, seeded_noise
 from hibench.errors import AdapterError, MissingWeights, SpecError
+from hibench.weights import digest_of
 from methods.diffusion.schedules import respaced_timesteps
 from methods.patch_dm.configs import CONFIGS, config_of
 from methods.patch_dm.options import complete_options
@@ -204,13 +203,9 @@ class PatchDM(Batched):
     def weights_digest(self) -> str:
         """SHA-256 of the weight files, or of the configuration's name and content for random weights; needs no load()."""
         if self.weights == "random":
-            return hashlib.sha256(f"random {json.dumps(self.config, sort_keys=True)}".encode()).hexdigest()
-        digest = hashlib.sha256()
-        for file in sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]:
-            if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt"):
-                digest.update(file.read_bytes())
-        digest.update(json.dumps(self.config, sort_keys=True).encode())
-        return digest.hexdigest()
+            return digest_of(["random", self.config])
+        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        return digest_of(self.config, [file for file in files if file.suffix in (".safetensors", ".ckpt", ".zip", ".pt")])
 
     def parameters(self) -> int:
         """Parameters of U-Net, semantic encoder (or table) and prior."""

@@ -152,8 +152,8 @@ def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant
     """Both terms of the loss for one random window of each image [B, 3, H, W], weighted by timestep.
 
     source: what the codes are made of: the images, or their rows in a table, int64 [B]. `layout` reads a thumbnail from the
-    code, whose squared error is a third term. coarse: as `window_losses` takes it. held_out: nothing is dropped, and every patch
-    counts.
+    code, whose squared error is a third term. coarse: as `window_losses` takes it. held_out: nothing is dropped, and every
+    patch counts.
 
     Of the four patches one is decoded: the same mean for half the work, as the official loss gives all four the weight of the
     tile between them. Timesteps are stratified (one per B-th of the range), windows are drawn per image, and noise is drawn for
@@ -193,9 +193,9 @@ def _train_unet(
 
     The network predicts v (Salimans & Ho 2022) instead of the official noise: at high noise a small error in the mean of a
     patch of noise is a wrong colour, and a short training never gets rid of it. The error of x0 counts min(SNR + 1, 6) times.
-    The means of patches count more at first, falling to nothing at `coarse_until` of the steps: patches must first agree on their
-    colours, but only the plain error makes texture clean. For guidance one image in ten loses its code, one in two its position. Codes learn where things are from a thumbnail that a
-    linear layer reads from them, which is then thrown away.
+    The means of patches count more at first, falling to nothing at `coarse_until` of the steps: patches must first agree on
+    their colours, but only the plain error makes texture clean. For guidance one image in ten loses its code, one in two its
+    position. Codes learn where things are from a thumbnail that a linear layer reads from them, which is then thrown away.
     """
     o, variant = _UNET, VARIANTS[name]
     steps = steps or variant.steps
