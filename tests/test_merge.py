@@ -12,10 +12,10 @@ import pytest
 
 from hibench import cli
 from hibench import merge as module
-from hibench.drift import file_digest
 from hibench.errors import SpecError
 from hibench.merge import Conflict, run_merge
 from hibench.store import Store
+from hibench.weights import sha256_of
 
 
 def record(id: str, kind: str = "speed", **changes) -> dict:
@@ -154,7 +154,7 @@ def test_images_of_drift_cells_are_compared_with_their_digests(tmp_path):
     store.create()
     folder = store.staging("ff01")
     (folder / "0.png").write_bytes(b"png")
-    drift = {"samples": {"0": "0.png"}, "sha256": {"0": file_digest(folder / "0.png")}}
+    drift = {"samples": {"0": "0.png"}, "sha256": {"0": sha256_of(folder / "0.png")}}
     cell = store.publish("ff01", record("ff01", "drift", drift=drift))
     run_merge([store.root], tmp_path / "out")
     (cell / "0.png").write_bytes(b"gnp")
