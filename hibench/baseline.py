@@ -10,6 +10,7 @@ from typing import Any
 
 from hibench.drift import Golden
 from hibench.errors import NoBaseline, SpecError, Unfit
+from hibench.excerpt import SPEED, VALUE
 from hibench.sides import Side
 from hibench.store import clean_errors, utc_now, write_json
 
@@ -17,8 +18,6 @@ __all__ = ["SCHEMA", "device_of", "read_baseline", "same_device", "write_baselin
 
 SCHEMA = 1
 ENV = ("hardware", "software", "hardware_digest", "software_digest")
-SPEED = ("nfe", "flops", "weights_bytes", "peak_bytes", "peak_source", "latency_p50_s", "first_image_s", "load_s")
-VALUE = ("value", "pm", "n", "n_reference", "extractor", "weights_sha256", "resize", "reference_digest", "better")
 DISTURBED = ("throttled", "contended")
 
 

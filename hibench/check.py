@@ -9,6 +9,7 @@ from typing import Any
 
 from hibench.errors import EXIT_OK, NoBaseline, SpecError, did_you_mean
 from hibench.judge import INTERLEAVED, SESSIONS, STORED, check_sides
+from hibench.record_index import without_collector
 from hibench.sides import Side, read_side, wanted
 from hibench.spec import Tolerance
 from hibench.verdicts import Report, write_outputs
@@ -19,6 +20,7 @@ COMPARE_FILE = "compare.json"              # what `hibench compare` writes besid
 COMPARE_SCHEMA = 1
 
 
+@without_collector()
 def run_check(first: Path, second: Path | None = None, *, baseline: Path | None = None, only: Sequence[str] = (),
               tolerance: Sequence[str] = (), strict: bool = False, as_json: bool = False, everything: bool = False,
               junit: Path | None = None, summary: Path | None = None, github: bool = False, history: Path | None = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hibench.stats import t_cdf, t_quantile
 
@@ -46,8 +46,7 @@ class PairRule:
         return (*range(self.first, self.cap, self.more), self.cap)
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What one number of one cell says; changes are relative (0.1 = head is 10 % more than base)."""
 
     verdict: str                           # ok | regressed | unsure
@@ -170,7 +169,8 @@ def judge_sessions(base: Sequence[float], head: Sequence[float], rule: PairRule,
 def holm(p_values: Mapping[str, float], alpha: float = 0.01) -> set[str]:
     """The keys whose hypothesis is rejected while the chance of any false rejection stays below alpha (Holm, 1979)."""
     rejected: set[str] = set()
-    for left, (key, p) in zip(range(len(p_values), 0, -1), sorted(p_values.items(), key=lambda item: (item[1], item[0]))):
+    smallest = sorted((p, key) for key, p in p_values.items() if p <= alpha)
+    for left, (p, key) in zip(range(len(p_values), 0, -1), smallest):
         if p > alpha / left:
             break
         rejected.add(key)
@@ -230,7 +230,7 @@ def _gap(logs: Any) -> float:
 
 def _variance(values: Sequence[float]) -> float:
     mean = sum(values) / len(values)
-    return sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return sum([(v - mean) ** 2 for v in values]) / (len(values) - 1)
 
 
 def _expm1(value: float) -> float:

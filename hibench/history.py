@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,22 @@ WORST = ("regressed", "lost", "unsure", "new", "ok")
 def append(path: Path, side: Side, report: Report | None = None) -> int:
     """Append one line per cell of `side`, with its worst verdict, unless the file has this measurement already."""
     known = {(one["id"], one["at"]) for one in read_history(path)} if path.exists() else set()
+    verdicts: dict[str, set[str]] = {}
+    for row in report.rows if report else ():
+        if row.gated:
+            verdicts.setdefault(row.key, set()).add(row.verdict)
     new = [record for record in side.records.values() if (record["id"], record.get("started_at")) not in known]
     with clean_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry(record, report), allow_nan=False, sort_keys=True) + "\n" for record in new)
+            file.writelines(json.dumps(entry(record, verdicts.get(record["key"], ())), allow_nan=False, sort_keys=True)
+                            + "\n" for record in new)
     return len(new)
 
 
-def entry(record: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
-    """What the history keeps of a record; null where unknown."""
+def entry(record: dict[str, Any], verdicts: Collection[str] = ()) -> dict[str, Any]:
+    """What the history keeps of a record, with the worst of its verdicts; null where unknown."""
     env, speed = record.get("env") or {}, record.get("speed") or {}
-    verdicts = {row.verdict for row in report.rows if row.gated and row.key == record["key"]} if report else set()
     span = speed.get("latency_ci_s") or (None, None)
     values = (record.get("quality") or {}).get("values") or {}
     return {"id": record["id"], "at": record.get("started_at"), "commit": (env.get("git") or {}).get("commit"),

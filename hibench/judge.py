@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hibench import gate
 from hibench.drift import compare as compare_images
 from hibench.errors import HibenchError
+from hibench.excerpt import PER_PROCESS, VALUE, excerpt
 from hibench.gate import OK, REGRESSED, UNSURE, Decision, PairRule
+from hibench.lines import number
 from hibench.record_index import without_collector
 from hibench.sides import Side, differences
 from hibench.spec import Tolerance
@@ -27,13 +29,7 @@ RESIDENT_BYTES = 2 * 2**20                # a resident set moves by this much fo
 ROUNDING = 2 / 255                        # the largest pixel that an adapter may move by batching (DESIGN 3)
 DISTURBED = ("throttled", "contended")
 ALIAS = {"fd": "fid", "kd": "kid"}
-PER_PROCESS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "latency": ("s", lambda process: statistics.median(process["latency_s"])),
-    "first_image": ("s", lambda process: process["first_image_s"]),
-    "load": ("s", lambda process: process["load_s"]),
-    "energy": ("J", lambda process: process["energy_j_per_image"]),
-    "memory": ("bytes", lambda process: process["peak_rss_bytes"] - process["idle_rss_bytes"]),
-}
+PROTOCOL = tuple(name for name in VALUE if name not in ("value", "pm", "better"))   # alike in values that can be compared
 SUMMARY = {"latency": "latency_p50_s", "first_image": "first_image_s", "load": "load_s", "memory": "peak_bytes"}
 
 
@@ -50,7 +46,7 @@ class _Pairing:
 @without_collector()
 def check_sides(base: Side, head: Side, *, how: str = SESSIONS, tolerance: Mapping[str, Tolerance] | None = None,
                 rule: PairRule | None = None, networks: bool = True) -> Report:
-    """Every number of every cell of both sides.
+    """Every number of every cell of both sides, whose records are excerpts (`hibench.excerpt`) or baseline cells.
 
     `how`: INTERLEAVED (replicate i of base was measured next to replicate i of head), SESSIONS (at another time), or STORED
     (base is a baseline file: times are shown only). `tolerance` goes over `DEFAULTS`; a number without one is shown only.
@@ -109,11 +105,12 @@ def _cell_rows(key: str, base: dict[str, Any], head: dict[str, Any], old: Side, 
 def _process_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing: _Pairing) -> Iterator[Row]:
     """Numbers that every process has: judged over pairs of processes, or over two sessions, or shown only."""
     same_machine = (base.get("env") or {}).get("hardware_digest") == (head.get("env") or {}).get("hardware_digest")
-    for name, (unit, of) in PER_PROCESS.items():
-        if name == "memory" and (_peak_source(base) != "rss-over-idle" or _peak_source(head) != "rss-over-idle"):
+    was, now = base.get("speed") or {}, head.get("speed") or {}
+    for name, (unit, _) in PER_PROCESS.items():
+        if name == "memory" and (was.get("peak_source") != "rss-over-idle" or now.get("peak_source") != "rss-over-idle"):
             continue
-        old, new = _processes(base, of), _processes(head, of)
-        a = statistics.median(old) if old else _number(base, "speed", SUMMARY.get(name))
+        old, new = _processes(was, name), _processes(now, name)
+        a = statistics.median(old) if old else number(was.get(SUMMARY.get(name)))
         b = statistics.median(new) if new else None
         if a is None and b is None:
             continue
@@ -135,11 +132,12 @@ def _process_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
 def open_numbers(base: dict[str, Any], head: dict[str, Any], tolerance: Mapping[str, Tolerance], rule: PairRule) -> list[str]:
     """The gated per-process numbers of two interleaved speed records that need more pairs."""
     found = []
-    for name, (_, of) in PER_PROCESS.items():
-        old, new, limit = _processes(base, of), _processes(head, of), tolerance.get(name)
+    was, now = excerpt(base).get("speed") or {}, excerpt(head).get("speed") or {}
+    for name in PER_PROCESS:
+        old, new, limit = _processes(was, name), _processes(now, name), tolerance.get(name)
         if limit is None or not _usable(old) or not _usable(new):
             continue
-        if name == "memory" and _peak_source(base) != "rss-over-idle":
+        if name == "memory" and was.get("peak_source") != "rss-over-idle":
             continue
         here = replace(rule, tolerance=_scaled(limit, statistics.median(old), name))
         if gate.judge_pairs(list(zip(old, new)), here) is None:
@@ -176,10 +174,11 @@ def _word(metric: str) -> str:
 def _exact_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing: _Pairing) -> Iterator[Row]:
     """Numbers without noise: allocated bytes, weights, network evaluations, FLOPs."""
     names = [("weights", "weights_bytes", "bytes", "vram"), ("nfe", "nfe", "", "nfe"), ("flops", "flops", "", "flops")]
-    if _peak_source(base) == _peak_source(head) == "cuda-allocated":
+    was, now = base.get("speed") or {}, head.get("speed") or {}
+    if was.get("peak_source") == now.get("peak_source") == "cuda-allocated":
         names.insert(0, ("vram", "peak_bytes", "bytes", "vram"))
     for metric, field_name, unit, limit_name in names:
-        a, b = _number(base, "speed", field_name), _number(head, "speed", field_name)
+        a, b = number(was.get(field_name)), number(now.get(field_name))
         limit = pairing.tolerance.get(limit_name)
         if a is None and b is None:
             continue
@@ -200,26 +199,25 @@ def _quality_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
     old, new = ((record.get("quality") or {}).get("values") or {} for record in (base, head))
     for name in sorted({*old, *new}):
         limit = pairing.tolerance.get(family_of(name))
-        a, b = (_finite((side.get(name) or {}).get("value")) for side in (old, new))
+        was, now = old.get(name) or {}, new.get(name) or {}
+        a, b = number(was.get("value")), number(now.get("value"))
         row = Row(key, name, OK, base=a, head=b, change=_relative(a, b), gated=limit is not None)
         if limit is None:
             yield row
         elif name not in old:
             yield row._replace(verdict=NEW, text="base does not have it")
         elif b is None:
-            told = (new.get(name) or {}).get("value", "not computed")
+            told = now.get("value", "not computed")
             yield row._replace(verdict=LOST, text=f"head has no finite value ({told})")
         elif a is None:
-            yield row._replace(verdict=LOST, text=f"base has no finite value ({old[name].get('value')})")
+            yield row._replace(verdict=LOST, text=f"base has no finite value ({was.get('value')})")
         else:
-            other = [f"{field_name} {old[name].get(field_name)} → {new[name].get(field_name)}"
-                     for field_name in ("n", "n_reference", "extractor", "weights_sha256", "resize", "reference_digest")
-                     if old[name].get(field_name) != new[name].get(field_name)]
+            other = [f"{part} {was.get(part)} → {now.get(part)}" for part in PROTOCOL if was.get(part) != now.get(part)]
             if other:
                 yield row._replace(verdict=UNSURE, text=f"not compared: {', '.join(other)}")
             else:
-                noise = (_finite(old[name].get("pm")), _finite(new[name].get("pm")))
-                yield _with(row, gate.band(a, b, limit.value, limit.relative, noise, str(new[name].get("better"))))
+                noise = (number(was.get("pm")), number(now.get("pm")))
+                yield _with(row, gate.band(a, b, limit.value, limit.relative, noise, str(now.get("better"))))
 
 
 def family_of(metric: str) -> str:
@@ -249,9 +247,9 @@ def _drift_row(key: str, base: dict[str, Any], head: dict[str, Any], old: Side, 
 
 
 def _with(row: Row, decision: Decision) -> Row:
-    return row._replace(verdict=decision.verdict, text=decision.text, low=decision.low, high=decision.high, p=decision.p,
-                   change=row.change if decision.change is None else decision.change, pairs=decision.pairs,
-                   improved=decision.improved)
+    verdict, text, change, low, high, p, pairs, improved = decision
+    return Row(row.key, row.metric, verdict, text, row.base, row.head, row.unit, row.change if change is None else change,
+               low, high, pairs, row.gated, improved, p)
 
 
 def _holm(rows: list[Row], alpha: float) -> list[Row]:
@@ -263,34 +261,14 @@ def _holm(rows: list[Row], alpha: float) -> list[Row]:
             if row.verdict == REGRESSED and f"{row.key} {row.metric}" in chance else row for row in rows]
 
 
-def _processes(record: dict[str, Any], of: Callable[[dict[str, Any]], Any]) -> list[float]:
-    """A number of every process, in the order of the replicates; [] when some process does not know it."""
-    found = []
-    for process in (record.get("speed") or {}).get("processes") or ():
-        try:
-            value = of(process)
-        except (KeyError, TypeError, statistics.StatisticsError):
-            return []
-        if not isinstance(value, (int, float)):
-            return []
-        found.append(float(value))
+def _processes(speed: dict[str, Any], name: str) -> list[float]:
+    """A number of every process, in the order of the replicates; [] when some process does not know it, or in a baseline."""
+    found: list[float] = speed["per_process"][name] if "per_process" in speed else []
     return found
 
 
 def _usable(values: Sequence[float]) -> bool:
-    return bool(values) and all([0 < value < math.inf for value in values])
-
-
-def _peak_source(record: dict[str, Any]) -> Any:
-    return (record.get("speed") or {}).get("peak_source")
-
-
-def _number(record: dict[str, Any], part: str, name: str | None) -> float | None:
-    return _finite((record.get(part) or {}).get(name))
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+    return bool(values) and all(0 < value < math.inf for value in values)
 
 
 def _relative(base: float | None, head: float | None) -> float | None:

@@ -76,7 +76,7 @@ def read_published(path: Path) -> list[Published]:
     import yaml
 
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     problems = _problems_of_file(tree)

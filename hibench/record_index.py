@@ -13,31 +13,34 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import compress
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from hibench.store import SCHEMA, Corrupt, check_record, read_record
 from hibench.weights import cache_directory
 
-__all__ = ["FEWEST", "index_file", "load_records", "without_collector"]
+__all__ = ["FEWEST", "digest_of", "index_file", "interned", "load_records", "without_collector"]
 
 FEWEST = 1000  # records that are not in the index before one is written; fewer are read in less than a second
 MAGIC = b"hibench records 3\n"
 Stamp = tuple[int, int, int, int]  # inode, bytes, time of the content and of the inode in ns: no change leaves all of them
+Take = Callable[[dict[str, Any]], dict[str, Any]]
 Chunk = tuple[list[str], list[Stamp], list[dict[str, Any]]]  # what is held of one folder: ids, stamps, records or their rows
 
 
 def load_records(
-    root: Path, take: Callable[[dict[str, Any]], dict[str, Any]] | None = None, version: str = ""
+    root: Path, take: Take | None = None, version: str = ""
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Every record under `root`/cells that can be read, by key and id; and a sentence for each that cannot.
 
     A record comes from the index only while its file still has the inode, size and times that it had when it was read, so
-    whatever was copied, merged or edited is read again. `take` makes a smaller dict of a record, with its `key` and `id`, which
-    has an index of its own: `version` says which code has made it. What it does not keep is let go folder by folder.
+    whatever was copied, merged or edited is read again. `take` makes a smaller dict of a record, with its `key` and `id`. Each
+    such function has an index of its own; `version` says which code it is. What it does not keep is let go folder by folder.
     Equal environments are one object: change none of them. Raises HibenchError for a newer schema.
     """
     problems: list[str] = []
     found: list[dict[str, Any]] = []
+    version = "" if take is None else f"{take.__name__} {version}"
     with without_collector():
         cells = {folder: _cells(folder) for folder in _folders(root / "cells")}
         count = sum(map(len, cells.values()))
@@ -108,7 +111,7 @@ def _stamp(path: str | int) -> Stamp | None:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _read_folder(cells: Mapping[str, str], chunk: Chunk, take: Callable[[dict[str, Any]], dict[str, Any]] | None) -> list[str]:
+def _read_folder(cells: Mapping[str, str], chunk: Chunk, take: Take | None) -> list[str]:
     """Read the records of one folder (id → path), or what `take` makes of them, into `chunk`; a sentence for each unreadable.
 
     They are parsed together, which is quicker and lets them share their keys, or one by one where that fails.
@@ -123,7 +126,7 @@ def _read_folder(cells: Mapping[str, str], chunk: Chunk, take: Callable[[dict[st
     problems = []
     for at, (id, path) in enumerate(cells.items()):
         try:
-            record = check_record(values[at], Path(path), id) if len(values) == len(cells) else read_record(Path(path), id)
+            record = check_record(values[at], path, id) if len(values) == len(cells) else read_record(Path(path), id)
         except Corrupt as error:
             problems.append(str(error))
             continue
@@ -168,9 +171,21 @@ class _Environments:
 
 
 def index_file(root: Path, version: str = "") -> Path:
-    """Where an index of a results directory is: in hibench's cache, so that it does not travel with what it describes."""
-    name = sha256(os.fsencode(root.resolve())).hexdigest()[:24] + ("-taken" if version else "")
+    """Where an index of a results directory is: in hibench's cache, so that it does not travel with what it describes.
+
+    The first word of `version` is the function that made its dicts; "" = whole records."""
+    name = "-".join([sha256(os.fsencode(root.resolve())).hexdigest()[:24], *version.split()[:1]])
     return cache_directory() / "records" / f"{name}.{sys.implementation.cache_tag}.index"
+
+
+def digest_of(*files: str | None) -> str:
+    """Digest of the code in some files: the version of what a function in them makes."""
+    return sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()
+
+
+def interned(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with one object for equal strings: most records say the same, and it is written and read once per folder."""
+    return {name: intern(value) if type(value) is str else value for name, value in values.items()}
 
 
 def _head(root: Path, version: str) -> bytes:

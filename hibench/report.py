@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hibench import fits, summary, tables, typeset
 from hibench.errors import SpecError, did_you_mean
 from hibench.lines import NOTHING, Row, number, resolution_text, settings_text
 from hibench.published import CAVEAT, published_of, published_rows
+from hibench.record_index import without_collector
 from hibench.rows import load_rows, sweep_rows
 from hibench.store import clean_errors
-from hibench.tidy import csv_text, frame
+from hibench.tidy import csv_text, frame, write_csv
 from hibench.typeset import escape_markdown
 
 if TYPE_CHECKING:
@@ -33,11 +37,13 @@ def load_table(results: Path) -> "pd.DataFrame":
     return frame(load_rows(results)[0])
 
 
+@without_collector()
 def records_csv(results: Path) -> str:
     """The tidy table of all records as CSV; empty fields where a number is unknown."""
     return csv_text(load_rows(results)[0])
 
 
+@without_collector()
 def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS, full: bool = False) -> list[Path]:
     """Write records.csv, tables/, plots/ and report.md under `out`; returns the paths written, in order.
 
@@ -51,7 +57,9 @@ def write_report(results: Path, out: Path, *, formats: Sequence[str] = FORMATS, 
     rows, problems = load_rows(results)
     written: list[Path] = []
     if "csv" in formats:
-        written.append(_put(out / "records.csv", csv_text(rows)))
+        with _open(out / "records.csv") as file:
+            write_csv(rows, file)
+        written.append(out / "records.csv")
     sweeps = sweep_rows(results, rows)
     large = summary.is_large(sweeps) and not full
     shown, rest = summary.split(sweeps) if large else (sweeps, {})
@@ -82,17 +90,24 @@ def _typeset(table: tables.Table | summary.Summary, kind: str) -> str | None:
     return {"md": typeset.to_markdown, "csv": typeset.to_csv, "tex": typeset.to_latex}[kind](table)
 
 
-def _put(path: Path, text: str) -> Path:
+@contextmanager
+def _open(path: Path) -> Iterator[TextIO]:
     with clean_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+
+
+def _put(path: Path, text: str) -> Path:
+    with _open(path) as file:
+        file.write(text)
     return path
 
 
 def _index(rows: list[Row], problems: list[str], made: dict[str, tables.Table | summary.Summary],
            drawn: dict[str, list[tuple[str, list[Path]]]], out: Path) -> str:
     """report.md: summary, a section per sweep with table, plots and provenance, failures, environment."""
-    counts = {status: sum(row["status"] == status for row in rows) for status in sorted({row["status"] for row in rows})}
+    counts = dict(sorted(Counter(row["status"] for row in rows).items()))
     text = ["# Benchmark report", "",
             f"{len(rows)} records: " + ", ".join(f"{count} {status}" for status, count in counts.items())
             + ". Every number below comes from one record; its id stands under *Provenance*, and record `ID` lies in "
@@ -157,14 +172,14 @@ def _provenance(table: tables.Table) -> list[str]:
 
 def _environment(rows: list[Row]) -> list[str]:
     """One table per environment: machine, versions, commit, and how many records came from it."""
-    seen: dict[tuple[str, ...], list[Row]] = {}
+    seen: dict[tuple[Any, ...], list[Row]] = {}
+    place_of = itemgetter("hardware", "hardware_digest", "software_digest", "commit", "dirty")
     for row in rows:
-        place = tuple(str(row[name]) for name in ("hardware", "hardware_digest", "software_digest", "commit", "dirty"))
-        seen.setdefault(place, []).append(row)
+        seen.setdefault(place_of(row), []).append(row)
     text = ["## Environment", ""]
-    for (hardware, _, _, commit, dirty), mine in sorted(seen.items(), key=lambda item: item[0]):
+    for (hardware, _, _, commit, dirty), mine in sorted(seen.items(), key=lambda item: tuple(map(str, item[0]))):
         env = mine[0]["_env"]
-        state = " with uncommitted changes" if dirty == "True" else ""
+        state = " with uncommitted changes" if dirty else ""
         text += [f"### {escape_markdown(hardware)}", "", f"{len(mine)} records, commit `{commit}`{state}.", "", "| | |"]
         leaves = [leaf for part in ("hardware", "software") for leaf in _leaves(env.get(part) or {}, "")]
         text += ["|---|---|", *(f"| {escape_markdown(name)} | {escape_markdown(value)} |" for name, value in leaves)]

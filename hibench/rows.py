@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hibench import columns, lines
 from hibench.columns import ORDER
 from hibench.errors import HibenchError
 from hibench.lines import Row, number
+from hibench.record_index import digest_of, interned
 from hibench.record_index import load_records as load_records_of
 
 __all__ = ["flatten", "hardware_name", "honest", "load_records", "load_rows", "sweep_rows"]
@@ -31,14 +31,6 @@ def _some(results: Path, loaded: tuple[list[Row], list[str]]) -> tuple[list[Row]
         broken = f" ({len(problems)} cannot be read: {problems[0]})" if problems else ""
         raise HibenchError(f"no records in {results}{broken}; next: hibench run benchmarks.yaml")
     return taken, problems
-
-
-def _version() -> str:
-    """Digest of the code that makes rows: those that another version made are made again."""
-    total = sha256()
-    for module in (__file__, lines.__file__, columns.__file__):
-        total.update(Path(module).read_bytes())
-    return total.hexdigest()
 
 
 def flatten(record: dict[str, Any]) -> Row:
@@ -72,7 +64,7 @@ def flatten(record: dict[str, Any]) -> Row:
         row[name] = number(speed.get(name))
     row["coordinates"] = _effective(speed, "coordinates")
     row["_options"] = axes.get("options") or {}
-    row["_metrics"] = {name: entry for name, entry in metrics.items() if name not in broken}
+    row["_metrics"] = {name: interned(entry) for name, entry in metrics.items() if name not in broken}
     extractor = str((record.get("settings") or {}).get("extractor") or "")
     missing, inapplicable = ({honest(name, extractor): str(why) for name, why in (quality.get(part) or {}).items()}
                              for part in ("missing", "inapplicable"))
@@ -81,7 +73,7 @@ def flatten(record: dict[str, Any]) -> Row:
     row["_samples"] = list(quality.get("samples") or ())
     row["_intervals"] = {"latency_p50_s": (span[0], span[1]), "peak_bytes": _peak_range(speed, row["peak_bytes"])}
     row["_env"] = env
-    return row
+    return interned(row)
 
 
 def honest(name: str, extractor: str) -> str:
@@ -144,7 +136,8 @@ def load_rows(results: Path) -> tuple[list[Row], list[str]]:
 
     Machines with the same name but another digest are told apart by their digest; a failed cell counts to the device on which
     the other cells of its machine ran."""
-    rows, problems = _some(results, load_records_of(Path(results).absolute(), flatten, _version()))
+    rows, problems = _some(results, load_records_of(Path(results).absolute(), flatten,
+                                                  digest_of(__file__, lines.__file__, columns.__file__)))
     devices: dict[str, set[str]] = {}
     digests: dict[str, set[str]] = {}
     for row in rows:

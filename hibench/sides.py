@@ -9,14 +9,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from hibench import excerpt
 from hibench.errors import NoBaseline
+from hibench.record_index import digest_of, load_records
 
 __all__ = ["Side", "differences", "pick_records", "read_side", "wanted"]
 
 
 @dataclass(frozen=True)
 class Side:
-    """Records of one side by key."""
+    """Records of one side by key: what a check reads of them (`hibench.excerpt`)."""
 
     label: str
     records: dict[str, dict[str, Any]]
@@ -29,7 +31,7 @@ def read_side(root: Path, only: Sequence[str] = (), label: str | None = None) ->
     from hibench.store import Store
 
     store = Store(root)
-    records, problems = store.records()
+    records, problems = load_records(store.root, excerpt.excerpt, digest_of(excerpt.__file__))
     found = pick_records(records, store.runs, only)
     if not found:
         why = f": {problems[0]}" if problems else " that match --only" if only and records else ""
@@ -50,7 +52,8 @@ def pick_records(records: Sequence[dict[str, Any]], runs: Path, only: Sequence[s
         for key, id in (manifest.get("cells") or {}).items():
             if id in by_id:
                 found.setdefault(key, by_id[id])
-    for record in sorted(records, key=lambda record: str(record.get("started_at")), reverse=True):
+    unnamed = (record for record in records if record["key"] not in found)
+    for record in sorted(unnamed, key=lambda record: str(record.get("started_at")), reverse=True):
         found.setdefault(record["key"], record)
     return {key: found[key] for key in sorted(found) if wanted(key, only)}
 

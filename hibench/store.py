@@ -259,7 +259,7 @@ def read_record(path: Path, id: str) -> dict[str, Any]:
     return check_record(record, path, id)
 
 
-def check_record(record: Any, path: Path, id: str) -> dict[str, Any]:
+def check_record(record: Any, path: Path | str, id: str) -> dict[str, Any]:
     """What stood in the file `path`, if it is the record of cell `id`; raises as `read_record` does."""
     if not isinstance(record, dict):
         raise Corrupt(f"{path}: is corrupt (no JSON object)")

@@ -89,8 +89,9 @@ def summarise(name: str, rows: Sequence[Row]) -> Summary:
 
 def _span(rows: Sequence[Row], field: str, scale: float) -> str:
     """`smallest – median – largest` of a field; one number where they are the same."""
-    values = sorted(value for row in rows if (value := number((row["_metrics"].get(field) or {}).get("value")
-                                                              if field in row["_metrics"] else row.get(field))) is not None)
+    entries = ((row, row["_metrics"].get(field)) for row in rows)
+    found = (number(row.get(field) if entry is None else entry.get("value")) for row, entry in entries)
+    values = sorted(value for value in found if value is not None)
     if not values:
         return NOTHING
     ends = dict.fromkeys(format_value(value, None, scale) for value in (values[0], values[len(values) // 2], values[-1]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hibench.columns import metric_names
 from hibench.lines import Row, number
@@ -13,7 +14,7 @@ from hibench.record_index import without_collector
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["csv_text", "frame", "tidy_columns"]
+__all__ = ["csv_text", "frame", "tidy_columns", "write_csv"]
 
 FIRST = ("key", "method", "kind", "status", "height", "width", "steps", "sparsity", "latency_p50_s", "latency_p90_s",
          "latency_lo_s", "latency_hi_s", "peak_bytes", "peak_source", "weights_bytes", "first_image_s", "load_s", "flops",
@@ -29,15 +30,14 @@ def tidy_columns(rows: list[Row]) -> dict[str, list[Any]]:
     metrics = metric_names(row for row in rows if row["kind"] != "speed")
     options = sorted({name for row in rows for name in row["_options"]})
     plain = [name for name in rows[0] if not name.startswith("_")]
+    known, nothing = itemgetter(*plain), (None,) * (2 * len(metrics))
     lines = []
     for row in rows:                                      # row by row and then turned: faster than column by column
-        of, entries = row["_options"], row["_metrics"]
-        line = [row[name] for name in plain]
-        line += [of.get(name) for name in options]
-        for name in metrics:
-            entry = entries.get(name)
+        line = [*known(row), *map(row["_options"].get, options)]
+        entries = row["_metrics"]
+        for entry in map(entries.get, metrics) if entries else ():
             line += (None, None) if entry is None else (number(entry.get("value")), number(entry.get("pm")))
-        lines.append(line)
+        lines.append(line if entries else [*line, *nothing])
     named = [f"option.{name}" for name in options], [part for name in metrics for part in (name, f"{name}_pm")]
     made: dict[str, list[Any]] = dict(zip((*plain, *named[0], *named[1]), map(list, zip(*lines))))
     if not any(value is not None for value in made["coordinates"]):
@@ -54,7 +54,7 @@ def _numbers(values: list[Any], count: bool) -> list[Any]:
         return values
     whole = all(value.is_integer() for value in values if type(value) is float) if count else types == {int}
     kind = int if whole else float
-    return [None if value is None else kind(value) for value in values]
+    return values if types <= {kind, type(None)} else [None if value is None else kind(value) for value in values]
 
 
 def frame(rows: list[Row]) -> "pd.DataFrame":
@@ -72,12 +72,17 @@ def frame(rows: list[Row]) -> "pd.DataFrame":
     return made
 
 
-def csv_text(rows: list[Row]) -> str:
-    """The columns as CSV with one line per row; empty fields where a number is unknown. The text that pandas would write."""
+def write_csv(rows: list[Row], out: TextIO) -> None:
+    """Write the columns as CSV, one line per row; empty fields where a number is unknown. The text that pandas would write."""
     with without_collector():
         columns = tidy_columns(rows)
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values()))
+
+
+def csv_text(rows: list[Row]) -> str:
+    """What `write_csv` writes."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values()))
+    write_csv(rows, out)
     return out.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,9 +68,10 @@ class Report:
             return EXIT_FAILED
         return EXIT_UNSURE if strict and self.of("unsure") else EXIT_OK
 
-    def ordered(self) -> list[Row]:
-        """Gated rows, the worst verdict first, then by key."""
-        return sorted((row for row in self.rows if row.gated), key=lambda row: (RANK[row.verdict], row.key, row.metric))
+    def ordered(self, wanted: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+        """Gated rows that are `wanted`, the worst verdict first, then by key."""
+        return sorted((row for row in self.rows if row.gated and wanted(row)),
+                      key=lambda row: (RANK[row.verdict], row.key, row.metric))
 
 
 def headline(report: Report) -> str:
@@ -113,8 +115,10 @@ def _change(row: Row) -> str:
 
 def table(report: Report, everything: bool = False) -> str:
     """Plain text: the sides, one line per gated row that is not ok (and the latencies), or of every row, then the headline."""
-    rows = report.ordered() + ([row for row in report.rows if not row.gated] if everything else [])
-    picked = rows if everything else [row for row in rows if row.verdict != "ok" or row.metric == "latency" or row.improved]
+    if everything:
+        picked = report.ordered() + [row for row in report.rows if not row.gated]
+    else:
+        picked = report.ordered(lambda row: row.verdict != "ok" or row.metric == "latency" or row.improved)
     lines = [f"base: {report.base}", f"head: {report.head}"] + [f"warning: {text}" for text in report.warnings]
     cells = [(row.verdict if row.gated else "(info)", row.key, row.metric, shown(row.base, row.unit), shown(row.head, row.unit),
               _change(row), row.text) for row in picked]

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def read_count(monkeypatch) -> list[str]:
     read, real = [], module._content
     monkeypatch.setattr(module, "_content", lambda path: (read.append(path), real(path))[1])
     return read
+
+
+class Knot:
+    """An object that can be watched, in a cycle."""
+
+    def __init__(self, knot: list) -> None:
+        self.knot = knot
+        knot.append(self)
 
 
 def ids(root: Path) -> list[str]:
@@ -199,12 +208,43 @@ def test_what_is_made_of_records_has_an_index_of_its_own_by_version(results):
     assert len(made) == 81
     assert Store(results).records()[0][0]["status"] == "died"
     assert {path.name for path in module.index_file(results).parent.iterdir()} == {
-        module.index_file(results).name, module.index_file(results, "2").name}
+        module.index_file(results).name, module.index_file(results, "small").name}
+
+
+def test_two_functions_do_not_take_each_others_dicts(results):
+    def one(record):
+        return {"key": record["key"], "id": record["id"], "by": "one"}
+
+    def other(record):
+        return {"key": record["key"], "id": record["id"], "by": "other"}
+
+    for _ in range(2):                                                      # of one version, without and with their indexes
+        for take in (one, other):
+            assert {made["by"] for made in module.load_records(results, take, "1")[0]} == {take.__name__}
+
+
+def test_the_version_of_code_is_its_text(tmp_path):
+    first, second = tmp_path / "a.py", tmp_path / "b.py"
+    first.write_text("1")
+    second.write_text("2")
+    before = module.digest_of(str(first), str(second))
+    assert module.digest_of(str(first), str(second)) == before
+    second.write_text("3")
+    assert module.digest_of(str(first), str(second)) != before
+
+
+def test_equal_strings_become_one_object_and_nothing_else_changes():
+    values = {"a": "".join(["x y", " z"]), "b": ["q"], "c": None, "d": 1.5, "e": "".join(["x", " y z"])}
+    made = module.interned(values)
+    assert made == values
+    assert list(made) == list(values)
+    assert made["a"] is made["e"]
+    assert made["b"] is values["b"]
 
 
 def test_rows_from_the_index_are_those_from_the_records(results):
     fresh, _ = rows.load_rows(results)
-    assert module.index_file(results, "rows").exists()
+    assert module.index_file(results, "flatten").exists()
     assert rows.load_rows(results) == (fresh, [])
     assert [row["key"] for row in fresh] == [one["key"] for one in Store(results).records()[0]]
 
@@ -238,6 +278,44 @@ def test_the_collector_is_left_as_it_was():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_reading_records_freezes_nothing(results):
+    gc.unfreeze()
+    for _ in range(2):                                                      # without and with an index
+        kept = Store(results).records()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() == 0
+    assert len(kept[0]) == 40
+
+
+def test_what_was_made_without_the_collector_counts_as_old_and_is_collected_later():
+    gc.unfreeze()
+    gc.collect()
+    with module.without_collector():
+        knot = [[] for _ in range(1000)]
+        knot.append(knot)
+        assert any(one is knot for one in gc.get_objects(generation=0))
+    assert any(one is knot for one in gc.get_objects(generation=2))
+    watched = weakref.ref(Knot(knot))
+    del knot
+    gc.collect()
+    assert watched() is None
+
+
+def test_objects_that_somebody_froze_stay_frozen():
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        with module.without_collector():
+            made = [[] for _ in range(100)]
+        assert gc.get_freeze_count() <= before                              # nothing of ours went there
+        assert gc.get_freeze_count() > before - 100
+        assert len(made) == 100
+    finally:
+        gc.unfreeze()
 
 
 def test_no_records_is_an_empty_list(tmp_path):

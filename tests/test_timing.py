@@ -253,7 +253,7 @@ def test_every_image_is_checked_outside_the_timed_region():
 
 
 def test_garbage_collection_is_off_inside_and_restored_after_an_error():
-    gc.unfreeze()                                                          # reading many records freezes them, in other tests
+    gc.unfreeze()
     assert gc.isenabled()
     seen = []
 

@@ -142,7 +142,7 @@ class PatchDM(Batched):
             with stage("encode"):
                 codes = sample_codes(model, seeds, self.options["latent_steps"], self.device)
             with stage("denoise"):
-                table = image_table(steps, model.target)
+                table = image_table(steps, model.target, model.schedule)
                 denoiser = self.denoiser(codes, resolution, table.timesteps)
                 x = ddim_run(denoiser.predict, seeded_noise((3, *resolution), seeds, self.device), table, stage)
             with stage("decode"):

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.diffusion.schedules import alphas_cumprod, linear_betas
+from hibench.errors import SpecError
+from methods.diffusion.schedules import alphas_cumprod, cosine_betas, linear_betas
 from methods.patch_dm.encoder import CodeTable, SemanticEncoder
 from methods.patch_dm.prior import LatentPrior
 from methods.patch_dm.unet import PatchUNet
@@ -18,9 +19,14 @@ from methods.patch_dm.unet import PatchUNet
 __all__ = ["PatchDM", "build", "empty", "diffusion_alphas_cumprod", "encoder_config"]
 
 
-def diffusion_alphas_cumprod() -> NDArray[np.float64]:
-    """alpha_bar of the image process: linear betas from 1e-4 to 2e-2, float64 [1000]."""
-    return alphas_cumprod(linear_betas())
+_BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+
+
+def diffusion_alphas_cumprod(schedule: str = "linear") -> NDArray[np.float64]:
+    """alpha_bar of the image process, float64 [1000]: linear betas from 1e-4 to 2e-2 (official), or cosine."""
+    if schedule not in _BETAS:
+        raise SpecError(f"patch-dm: beta_scheduler '{schedule}' is not one of {', '.join(_BETAS)}")
+    return alphas_cumprod(_BETAS[schedule]())
 
 
 @dataclass
@@ -37,6 +43,11 @@ class PatchDM:
     def target(self) -> str:
         """What the network predicts: "eps", or "v"."""
         return str(self.config.get("beatgans_model_mean_type", "eps"))
+
+    @property
+    def schedule(self) -> str:
+        """Of the noise: "linear" (official) or "cosine"."""
+        return str(self.config.get("beta_scheduler", "linear"))
 
     def normalise(self, codes: Tensor) -> Tensor:
         """Codes [B, D] as the prior sees them."""

@@ -32,14 +32,14 @@ class Table(NamedTuple):
     d: tuple[float, ...]
 
 
-def image_table(steps: int, target: str = "eps") -> Table:
+def image_table(steps: int, target: str = "eps", schedule: str = "linear") -> Table:
     """Coefficients for "ddim<steps>": timesteps 0, k, 2k, ...; the step before the first of them is the clean image.
 
     eps is taken anew from the clamped x0, as the official sampler does: x' = sqrt(ab') x0 + sqrt(1 - ab') eps(x, x0).
-    target: what the network predicts, "eps", or "v" = sqrt(ab) eps - sqrt(1 - ab) x0.
+    target: what the network predicts, "eps", or "v" = sqrt(ab) eps - sqrt(1 - ab) x0. schedule: of the noise.
     """
     times = respaced_timesteps(f"ddim{steps}")
-    alpha = diffusion_alphas_cumprod()[times]
+    alpha = diffusion_alphas_cumprod(schedule)[times]
     before = np.concatenate([[1.0], alpha[:-1]])
     a = np.sqrt((1 - before) / (1 - alpha))
     c, d = (np.sqrt(alpha), -np.sqrt(1 - alpha)) if target == "v" else (1 / np.sqrt(alpha), -np.sqrt(1 / alpha - 1))

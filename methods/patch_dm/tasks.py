@@ -41,7 +41,8 @@ def fill_in(adapter: PatchDM, images: Tensor, known: Tensor, codes: Tensor, seed
     arXiv 2201.09865). Image i depends on seeds[i] alone.
     """
     device = torch.device(adapter.device)
-    table, size = image_table(steps, adapter.ready().target), (int(images.shape[2]), int(images.shape[3]))
+    model, size = adapter.ready(), (int(images.shape[2]), int(images.shape[3]))
+    table = image_table(steps, model.target, model.schedule)
     images, known = images.to(device).float(), known.to(device)
     with torch.inference_mode():
         predict = adapter.denoiser(codes, size, table.timesteps, relocate).predict

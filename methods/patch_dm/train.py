@@ -37,6 +37,7 @@ CONFIG: dict[str, Any] = {  # official field names; ours: `input_size` and `pool
     "img_size": RESOLUTION,
     "cfg": True,
     "beatgans_model_mean_type": "v",  # "eps" in the official configurations
+    "beta_scheduler": "cosine",       # "linear" there: four of ten steps then see nothing but noise
     "latent_znormalize": True,
     "BeatGANsAutoencConfig": {
         "image_size": RESOLUTION,
@@ -81,8 +82,8 @@ CONFIG: dict[str, Any] = {  # official field names; ours: `input_size` and `pool
 }
 
 
-_UNET: dict[str, Any] = {"batch": 16, "rate": 6e-4, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5,
-                         "coarse": {4: 4.0, PATCH: 32.0}, "coarse_until": 0.4, "thumbnail": 8}
+_UNET: dict[str, Any] = {"batch": 6, "rate": 6e-4, "warmup": 100, "drop_code": 0.1, "drop_position": 0.5, "most": 16.0,
+                         "coarse": {4: 4.0, PATCH: 32.0}, "coarse_until": 0.3, "thumbnail": 8}
 _PRIOR: dict[str, Any] = {"batch": 256, "rate": 1e-3, "weight_decay": 0.01}
 
 
@@ -142,8 +143,8 @@ def _corners(images: Tensor, variant: Variant, draw: torch.Generator) -> Tensor:
     """Window corners int64 [B, 2]: on the grid of patches, or (without collage) anywhere, up to half a patch outside."""
     sides, uniform = torch.tensor(images.shape[2:]), torch.rand(len(images), 2, generator=draw)
     if variant.collage:
-        return (uniform * (sides // PATCH)).long() * PATCH
-    return (uniform * (sides - 1)).long() + 1 - PATCH // 2
+        return (uniform * (sides // PATCH + 2 - variant.window)).long() * PATCH
+    return (uniform * (sides + (2 - variant.window) * PATCH - 1)).long() + 1 - PATCH // 2
 
 
 def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant, cumprod: Tensor, weight: Tensor,
@@ -155,18 +156,20 @@ def window_loss(model: PatchDM, images: Tensor, source: Tensor, variant: Variant
     code, whose squared error is a third term. coarse: as `window_losses` takes it. held_out: nothing is dropped, and every
     patch counts.
 
-    Of the four patches one is decoded: the same mean for half the work, as the official loss gives all four the weight of the
-    tile between them. Timesteps are stratified (one per B-th of the range), windows are drawn per image, and noise is drawn for
-    the window alone: the official code shares one window in a batch and draws independent timesteps, which has the same mean
-    and more variance.
+    The official window has 2 x 2 patches, four of which are encoded for one tile of the kind that sampling decodes. Here it has
+    as many as cover the padded image: less than two are encoded per tile. Of the patches themselves one is decoded, and every
+    decoded tile counts equally. Timesteps are stratified (one per B-th of the range), windows are drawn per image, and noise is
+    drawn for the window alone: the official code shares one window in a batch and draws independent timesteps, which has the
+    same mean and more variance.
     """
     batch, device = len(images), images.device
     corners = _corners(images, variant, draw)
     t = ((torch.arange(batch) + torch.rand(batch, generator=draw)) / batch * len(cumprod)).long().to(device)
     kept = torch.rand(2, batch, generator=draw).to(device)
-    window = cut(images, corners, PATCH)
+    window = cut(images, corners, PATCH, variant.window)
     noise = torch.randn(window.x.shape, generator=draw).to(device)
-    chosen = None if held_out else torch.randint(4, (batch,), generator=draw).to(device)
+    alone = variant.collage and not held_out        # one patch of each window is decoded
+    chosen = torch.randint(variant.window**2, (batch,), generator=draw).to(device) if alone else None
     losses: dict[str, Tensor] = {}
     with training.autocast(str(device), cpu=True):
         code = torch.zeros(batch, model.unet.code_channels, device=device)
@@ -192,7 +195,7 @@ def _train_unet(
     """Denoising of windows, semantic encoder and U-Net together; the moving average of both is what ships.
 
     The network predicts v (Salimans & Ho 2022) instead of the official noise: at high noise a small error in the mean of a
-    patch of noise is a wrong colour, and a short training never gets rid of it. The error of x0 counts min(SNR + 1, 6) times.
+    patch of noise is a wrong colour, and a short training never gets rid of it. The error of x0 counts min(SNR + 1, 16) times.
     The means of patches count more at first, falling to nothing at `coarse_until` of the steps: patches must first agree on
     their colours, but only the plain error makes texture clean. For guidance one image in ten loses its code, one in two its
     position. Codes learn where things are from a thumbnail that a linear layer reads from them, which is then thrown away.
@@ -211,8 +214,8 @@ def _train_unet(
     layout = nn.Linear(CODE, 3 * o["thumbnail"] ** 2).to(device) if variant.code and not variant.table else None
     trained = nn.ModuleList([model.unet] if layout is None else [model.unet, layout])
     optimizer = torch.optim.Adam(trained.parameters(), lr=o["rate"], fused=True)
-    cumprod = torch.from_numpy(diffusion_alphas_cumprod()).float().to(device)
-    weight = truncated_weight(cumprod)
+    cumprod = torch.from_numpy(diffusion_alphas_cumprod(model.schedule)).float().to(device)
+    weight = truncated_weight(cumprod, o["most"])
 
     def coarse(k: int) -> dict[int, float]:
         left = max(0.0, 1 - k / (o["coarse_until"] * steps))
@@ -224,7 +227,7 @@ def _train_unet(
         source = index.to(device) if variant.table else batch
         training.set_rate(optimizer, training.cosine_rate(k, steps, o["rate"], warmup=min(o["warmup"], steps // 4)))
         losses = window_loss(model, batch, source, variant, cumprod, weight, training.step_generator(k), layout, coarse(k))
-        training.descend(sum(losses.values(), torch.zeros((), device=device)), optimizer, [trained], [ema])
+        training.descend(_total(losses, variant), optimizer, [trained], [ema])
         return losses
 
     result = training.fit(f"patch-dm-{name}-unet", step, {"trained": trained, "ema": ema, "optimizer": optimizer}, steps=steps,
@@ -238,6 +241,13 @@ def _train_unet(
         coarse=o["coarse"], coarse_until=o["coarse_until"], init=started,
         held_out=None if variant.table else _held_out(model, variant, cumprod, weight, device))
     return result
+
+
+def _total(losses: Mapping[str, Tensor], variant: Variant) -> Tensor:
+    """What is minimised: the mean over all decoded tiles, and the thumbnail."""
+    tiles = {"shift": (variant.window - 1) ** 2, "noshift": 1} if variant.collage else {"noshift": 1}
+    mean = sum(losses[term] * count for term, count in tiles.items()) / sum(tiles.values())
+    return mean + losses["layout"] if "layout" in losses else mean
 
 
 def _start_from(unet: nn.Module, init: str | None) -> str | None:

@@ -17,6 +17,7 @@ class Variant(NamedTuple):
     code: bool = True
     position: bool = True
     table: bool = False                             # codes from a table that starts as CLIP features, not from an encoder
+    window: int = 5                                 # patches a side of a training window: 5 cover a padded image
     steps: int = 1800                               # of the U-Net with its encoder
     prior_steps: int = 3000
 
@@ -24,7 +25,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "main": Variant(steps=9000, prior_steps=8000),
     "feature": Variant(),                           # as main, at the budget of the others
-    "none": Variant(collage=False),                 # serves no collage and the collage of pixels: they differ in sampling only
+    "none": Variant(collage=False, window=4),                 # serves the collage of pixels, too
     "no-position": Variant(position=False),
     "no-code": Variant(code=False),
     "table": Variant(table=True),                   # not shipped: it holds a code for every training image

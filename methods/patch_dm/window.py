@@ -1,4 +1,4 @@
-"""Training on one 2 x 2 window of patches: noise it, predict the four patches and the tile between them, weigh the errors."""
+"""Training on a window of n x n patches (2 x 2 in the paper): noise it, predict patches and the tiles between, weigh errors."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from methods.patch_dm.unet import PatchUNet
 
 __all__ = ["Prediction", "Window", "cut", "noised", "predict", "window_losses"]
 
-GRID = (2, 2)
-
 
 class Window(NamedTuple):
     """One window of every image of a batch."""
 
-    x: Tensor                                       # clean pixels [B, 3, 2p, 2p], zero outside the image
-    mask: Tensor                                    # [B, 1, 2p, 2p], 1 inside the image
-    where: Tensor                                   # (row, column) of its four patches, float32 [4B, 2]
+    x: Tensor                                       # clean pixels [B, 3, n p, n p], zero outside the image
+    mask: Tensor                                    # [B, 1, n p, n p], 1 inside the image
+    where: Tensor                                   # (row, column) of its patches, float32 [B n n, 2]
 
 
 class Prediction(NamedTuple):
-    """Network output (eps or v): of the tile between the patches [B, 3, p, p], and of the patches together [B, 3, 2p, 2p].
+    """Network output (eps or v): of the tiles between patches [B, 3, (n - 1) p, (n - 1) p], of the patches [B, 3, n p, n p].
 
     Where one patch of each window was chosen, `noshift` is of that one: [B, 3, p, p].
     """
@@ -36,16 +34,16 @@ class Prediction(NamedTuple):
     noshift: Tensor
 
 
-def cut(images: Tensor, corners: Tensor, patch: int) -> Window:
-    """Windows of images [B, 3, H, W] with their top left corners at `corners` int64 [B, 2], in pixels of the padded image.
+def cut(images: Tensor, corners: Tensor, patch: int, side: int = 2) -> Window:
+    """Windows of side x side patches of images [B, 3, H, W], whose top left corners are at `corners` int64 [B, 2].
 
-    The padded image has half a patch of zeros on every side; corners may lie another half patch outside it.
+    Those are pixels of the padded image, which has half a patch of zeros on every side, and may lie another half outside it.
     """
     padded, inside = pad_half(images, 2 * patch), pad_half(torch.ones_like(images[:1, :1]), 2 * patch)[0]
     spans = [(i + patch // 2, j + patch // 2) for i, j in corners.tolist()]
-    x = torch.stack([image[:, i : i + 2 * patch, j : j + 2 * patch] for image, (i, j) in zip(padded, spans)])
-    mask = torch.stack([inside[:, i : i + 2 * patch, j : j + 2 * patch] for i, j in spans])
-    grid = positions(GRID, device=images.device)
+    x = torch.stack([image[:, i : i + side * patch, j : j + side * patch] for image, (i, j) in zip(padded, spans)])
+    mask = torch.stack([inside[:, i : i + side * patch, j : j + side * patch] for i, j in spans])
+    grid = positions((side, side), device=images.device)
     first = corners.to(images.device).float() / patch
     return Window(x, mask, (first[:, None] + grid).flatten(0, 1))
 
@@ -57,42 +55,49 @@ def _each(rows: Tensor, times: int) -> Tensor:
 
 def predict(unet: PatchUNet, x: Tensor, t: Tensor, cond: Tensor, where: Tensor, patch: int, keep: Tensor | None = None,
             shift: bool = True, chosen: Tensor | None = None) -> Prediction:
-    """Both predictions for noisy windows x [B, 3, 2p, 2p] at timesteps t [B] with codes [B, D].
+    """Both predictions for noisy windows x [B, 3, n p, n p] at timesteps t [B] with codes [B, D].
 
-    The four patches are encoded once; the decoder sees them and (with `shift`) the tile collaged of them as one batch. `keep`
-    [B] is 0 where the position is withheld. `chosen` int64 [B] (0 to 3, row by row) has one of the four patches decoded alone.
+    The patches are encoded once; the decoder sees them and (with `shift`) the tiles collaged of them as one batch. `keep` [B]
+    is 0 where the position is withheld. `chosen` int64 [B] (row by row) has one patch of each window decoded alone.
     """
-    batch, parts = len(x), 5 if shift else 4
-    middle = where.view(batch, 4, 2).mean(1, keepdim=True)
-    places = torch.cat([where.view(batch, 4, 2), middle][: 2 if shift else 1], dim=1).flatten(0, 1)
+    batch, side = len(x), x.shape[2] // patch
+    own, between = side**2, (side - 1) ** 2 if shift else 0
+    parts = own + between
+    grid = where.view(batch, side, side, 2)
+    middles = grid[:, :-1, :-1].flatten(1, 2)[:, :between] + 0.5
+    places = torch.cat([grid.flatten(1, 2), middles], dim=1).flatten(0, 1)
     time = _each(unet.time_embed.time(t), parts)
     position = unet.time_embed.position(places, None if keep is None else _each(keep, parts))
     modulations = unet.modulations(time, position, _each(cond, parts))
-    patches = torch.arange(batch * parts, device=x.device).view(batch, parts)[:, :4].flatten()
-    first = [(a[patches], b[patches]) if shift and i < unet.encoder_blocks else (a, b) for i, (a, b) in enumerate(modulations)]
-    h, skips = unet.encode(to_patches(x, patch), first)
+    patches = torch.arange(batch * parts, device=x.device).view(batch, parts)[:, :own].flatten()
+    encoding = [(a[patches], b[patches]) if i < unet.encoder_blocks else (a, b) for i, (a, b) in enumerate(modulations)]
+    h, skips = unet.encode(to_patches(x, patch), encoding)
     if chosen is not None:
         ends = torch.arange(batch, device=x.device) * parts
-        decoded = torch.stack([ends + chosen, ends + 4][: 2 if shift else 1], dim=1).flatten()
+        tiled = ends[:, None] + torch.arange(own, parts, device=x.device)
+        decoded = torch.cat([(ends + chosen)[:, None], tiled], dim=1).flatten()
         modulations = [(a[decoded], b[decoded]) for a, b in modulations]
 
     def tiles(maps: Tensor) -> Tensor:
-        grouped = maps.unflatten(0, (batch, 4))
+        grouped = maps.unflatten(0, (batch, own))
         if chosen is not None:
             grouped = grouped[torch.arange(batch, device=x.device), chosen].unsqueeze(1)
-        return (torch.cat([grouped, collage(maps, (1, 1)).unsqueeze(1)], dim=1) if shift else grouped).flatten(0, 1)
+        if shift:
+            grouped = torch.cat([grouped, collage(maps, (side - 1, side - 1)).unflatten(0, (batch, between))], dim=1)
+        return grouped.flatten(0, 1)
 
     eps = unet.decode(tiles(h), skips, modulations, lambda h, skip: torch.cat([h, tiles(skip)], dim=1))
     eps = eps.unflatten(0, (batch, -1))
-    own = eps[:, 0] if chosen is not None else from_patches(eps[:, :4].flatten(0, 1), GRID)
-    return Prediction(eps[:, -1] if shift else None, own)
+    noshift = eps[:, 0] if chosen is not None else from_patches(eps[:, :own].flatten(0, 1), (side, side))
+    tiled = from_patches(eps[:, -between:].flatten(0, 1), (side - 1, side - 1)) if shift else None
+    return Prediction(tiled, noshift)
 
 
 def window_losses(prediction: Prediction, target: Tensor, mask: Tensor, coarse: Mapping[int, float] | None = None,
                   chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Squared errors per image, [B] each: of the tile, and of the patches, where zeros outside the image count in the mean.
+    """Squared errors per image, [B] each: of the tiles, and of the patches, where zeros outside the image count in the mean.
 
-    target: the noise (official) or v of the window, [B, 3, 2p, 2p]. `coarse` (official: none) adds, for each {side: factor},
+    target: the noise (official) or v of the window, [B, 3, n p, n p]. `coarse` (official: none) adds, for each {side: factor},
     the squared error of means over side x side pixels: the same prediction is best, but patches agree on their colours earlier
     in training. `chosen`: as `predict` was given it.
     """
@@ -104,13 +109,14 @@ def window_losses(prediction: Prediction, target: Tensor, mask: Tensor, coarse: 
 
     patches: tuple[Tensor, ...] = (target, mask)
     if chosen is not None:
-        rows = torch.arange(len(target), device=target.device) * 4 + chosen
-        patches = tuple(to_patches(x, x.shape[2] // 2)[rows] for x in patches)
+        size = prediction.noshift.shape[2]
+        rows = torch.arange(len(target), device=target.device) * (target.shape[2] // size) ** 2 + chosen
+        patches = tuple(to_patches(x, size)[rows] for x in patches)
     noshift = loss((prediction.noshift - patches[0]) * patches[1])
     if prediction.shift is None:
         return torch.zeros_like(noshift), noshift
-    quarter = target.shape[2] // 4
-    return loss(prediction.shift - target[:, :, quarter:-quarter, quarter:-quarter]), noshift
+    edge = (target.shape[2] - prediction.shift.shape[2]) // 2
+    return loss(prediction.shift - target[:, :, edge:-edge, edge:-edge]), noshift
 
 
 def noised(window: Window, t: Tensor, noise: Tensor, cumprod: Tensor) -> Tensor:
