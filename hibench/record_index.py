@@ -19,7 +19,7 @@ from typing import Any
 from hibench.store import SCHEMA, Corrupt, check_record, read_record
 from hibench.weights import cache_directory
 
-__all__ = ["FEWEST", "digest_of", "index_file", "interned", "load_records", "without_collector"]
+__all__ = ["FEWEST", "index_file", "interned", "load_records", "without_collector"]
 
 FEWEST = 1000  # records that are not in the index before one is written; fewer are read in less than a second
 MAGIC = b"hibench records 3\n"
@@ -176,11 +176,6 @@ def index_file(root: Path, version: str = "") -> Path:
     The first word of `version` is the function that made its dicts; "" = whole records."""
     name = "-".join([sha256(os.fsencode(root.resolve())).hexdigest()[:24], *version.split()[:1]])
     return cache_directory() / "records" / f"{name}.{sys.implementation.cache_tag}.index"
-
-
-def digest_of(*files: str | None) -> str:
-    """Digest of the code in some files: the version of what a function in them makes."""
-    return sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()
 
 
 def interned(values: dict[str, Any]) -> dict[str, Any]:

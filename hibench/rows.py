@@ -11,8 +11,9 @@ from hibench import columns, lines
 from hibench.columns import ORDER
 from hibench.errors import HibenchError
 from hibench.lines import Row, number
-from hibench.record_index import digest_of, interned
+from hibench.record_index import interned
 from hibench.record_index import load_records as load_records_of
+from hibench.weights import digest_of
 
 __all__ = ["flatten", "hardware_name", "honest", "load_records", "load_rows", "sweep_rows"]
 
@@ -136,8 +137,8 @@ def load_rows(results: Path) -> tuple[list[Row], list[str]]:
 
     Machines with the same name but another digest are told apart by their digest; a failed cell counts to the device on which
     the other cells of its machine ran."""
-    rows, problems = _some(results, load_records_of(Path(results).absolute(), flatten,
-                                                  digest_of(__file__, lines.__file__, columns.__file__)))
+    code = digest_of("rows", [Path(file) for file in (__file__, lines.__file__, columns.__file__)])
+    rows, problems = _some(results, load_records_of(Path(results).absolute(), flatten, code))
     devices: dict[str, set[str]] = {}
     digests: dict[str, set[str]] = {}
     for row in rows:

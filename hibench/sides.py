@@ -11,7 +11,8 @@ from typing import Any
 
 from hibench import excerpt
 from hibench.errors import NoBaseline
-from hibench.record_index import digest_of, load_records
+from hibench.record_index import load_records
+from hibench.weights import digest_of
 
 __all__ = ["Side", "differences", "pick_records", "read_side", "wanted"]
 
@@ -31,7 +32,7 @@ def read_side(root: Path, only: Sequence[str] = (), label: str | None = None) ->
     from hibench.store import Store
 
     store = Store(root)
-    records, problems = load_records(store.root, excerpt.excerpt, digest_of(excerpt.__file__))
+    records, problems = load_records(store.root, excerpt.excerpt, digest_of("excerpt", [Path(excerpt.__file__)]))
     found = pick_records(records, store.runs, only)
     if not found:
         why = f": {problems[0]}" if problems else " that match --only" if only and records else ""

@@ -223,16 +223,6 @@ def test_two_functions_do_not_take_each_others_dicts(results):
             assert {made["by"] for made in module.load_records(results, take, "1")[0]} == {take.__name__}
 
 
-def test_the_version_of_code_is_its_text(tmp_path):
-    first, second = tmp_path / "a.py", tmp_path / "b.py"
-    first.write_text("1")
-    second.write_text("2")
-    before = module.digest_of(str(first), str(second))
-    assert module.digest_of(str(first), str(second)) == before
-    second.write_text("3")
-    assert module.digest_of(str(first), str(second)) != before
-
-
 def test_equal_strings_become_one_object_and_nothing_else_changes():
     values = {"a": "".join(["x y", " z"]), "b": ["q"], "c": None, "d": 1.5, "e": "".join(["x", " y z"])}
     made = module.interned(values)

@@ -253,7 +253,6 @@ def test_every_image_is_checked_outside_the_timed_region():
 
 
 def test_garbage_collection_is_off_inside_and_restored_after_an_error():
-    gc.unfreeze()
     assert gc.isenabled()
     seen = []
 
