@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hibench.cells import Cell, Plan, expand
+from hibench.adapter import Adapter
+from hibench.cells import Cell, Plan, canonical, expand
 from hibench.errors import HibenchError
 from hibench.reconstruct import no_first_stage
 from hibench.spec import Spec
@@ -143,21 +144,38 @@ def _cells(spec: Spec, plan: Plan) -> Rows:
     for sweep, keys in plan.sweeps.items():
         for key in keys:
             found.setdefault(key, []).append(sweep)
+    alike: dict[str, list[Cell]] = {}                # what one adapter answers for
+    for cell in plan:
+        alike.setdefault(canonical([cell.adapter, cell.weights, cell.options, cell.dtype]), []).append(cell)
+    states = {id(cell): state for cells in alike.values() for cell, state in zip(cells, _states(cells))}
     rows: Rows = [("CELL", "SWEEPS", "STATE")]
-    return rows + [(cell.key, ", ".join(found[cell.key]), _state(cell)) for cell in plan]
+    return rows + [(key, ", ".join(found[key]), states[id(cell)]) for cell in plan for key in (cell.key,)]
 
 
-def _state(cell: Cell) -> str:
+def _states(cells: Sequence[Cell]) -> list[str]:
+    """The state of each of some cells of one adapter, which is opened once; a method's own bug hides no other cell."""
     from hibench.registry import load_adapter
 
+    first = cells[0]
     try:
-        made = load_adapter(cell.adapter)(cell.weights, dict(cell.options), "cpu", cell.dtype)
-        reason = no_first_stage(made) if cell.settings.get("reconstruct") else made.supports(cell.axes)
+        made = load_adapter(first.adapter)(first.weights, dict(first.options), "cpu", first.dtype)
+        states = [_state(made, cell) for cell in cells]
         made.close()
-    except HibenchError as error:
-        return f"fails: {error}"
-    except Exception as error:                       # a method's own bug must not hide the other cells
-        return f"fails: {type(error).__name__}: {' '.join(str(error).split())}"
+    except Exception as error:
+        return [_failure(error)] * len(cells)
+    return states
+
+
+def _state(made: Adapter, cell: Cell) -> str:
+    try:
+        reason = no_first_stage(made) if cell.settings.get("reconstruct") else made.supports(cell.axes)
+    except Exception as error:
+        return _failure(error)
     if reason is None and cell.weights == "random" and cell.kind == "quality":
         reason = "random weights have no quality"
     return "will run" if reason is None else f"skip: {reason}"
+
+
+def _failure(error: Exception) -> str:
+    told = str(error) if isinstance(error, HibenchError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"fails: {told}"

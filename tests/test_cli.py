@@ -338,6 +338,26 @@ sweeps:
     assert re.search(r"^wrong/speed/32x32/waves=2 +two +fails: toy has no option 'wave'; did you mean 'waves'\?$", out, re.M)
 
 
+def test_list_cells_opens_an_adapter_once_for_all_axes(run, tmp_path, monkeypatch):
+    from hibench.toy import Toy
+
+    opened, init = [], Toy.__init__
+    monkeypatch.setattr(Toy, "__init__", lambda self, *args: (opened.append(args), init(self, *args))[1])
+    closed = []
+    monkeypatch.setattr(Toy, "close", lambda self: closed.append(self))
+    (tmp_path / "b.yaml").write_text("""\
+version: 1
+methods: {a: {adapter: toy}, b: {adapter: toy, weights: random}}
+sweeps: {one: {methods: [a, b], resolution: [32, 64, 20000], steps: [1, 2], options: {waves: [2, 3]}}}
+""")
+    _, out, _ = run("list", "cells", str(tmp_path / "b.yaml"))
+    states = [line.split("  ")[-1].strip() for line in out.splitlines()[1:]]
+    assert len(states) == 2 * 2 * 3 * 2 * 2
+    assert sum(state.startswith("skip: toy draws") for state in states) == len(states) // 3
+    assert sum(state == "skip: random weights have no quality" for state in states) == len(states) // 6
+    assert len(opened) == len(closed) == 4                                  # a and b, with 2 and with 3 waves
+
+
 def test_a_bug_in_one_method_does_not_hide_the_other_cells(run, tmp_path):
     (tmp_path / "mine.py").write_text("from hibench.toy import Toy\nclass Mine(Toy):\n"
                                       "    def supports(self, axes): return 1 / 0\n")
