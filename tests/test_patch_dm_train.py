@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,9 @@ def test_windows_are_cut_where_they_say() -> None:
     assert cut.where[8].tolist() == [-5 / 16, 17 / 16]
 
 
-def test_the_tile_between_is_what_sampling_predicts() -> None:
-    """The shifted prediction of a window is a tile of the prediction for the whole image, with the same weights."""
+@pytest.mark.parametrize("side", [2, 3, 5])
+def test_the_tiles_between_are_what_sampling_predicts(side: int) -> None:
+    """The shifted prediction of a window is a part of the prediction for the whole image, with the same weights."""
     from methods.ldm.model import randomise
     from methods.patch_dm.denoise import Denoiser
     from methods.patch_dm.fast import FastUNet
@@ -70,9 +72,14 @@ def test_the_tile_between_is_what_sampling_predicts() -> None:
     code = torch.randn(1, unet.code_channels)
     with torch.no_grad():
         whole = Denoiser(FastUNet(unet), 16, code, (4, 4), t).predict(image, 0)
-        cut = window.cut(image, torch.tensor([[32, 16]]), 16)
-        tile = window.predict(unet, cut.x, t, code, cut.where, 16).shift
-    assert (tile - whole[:, :, 32:48, 16:32]).abs().max() <= 1e-4 * whole.abs().max()
+        top, left = (0, 0) if side == 5 else (32, 16)
+        cut = window.cut(image, torch.tensor([[top, left]]), 16, side)
+        both = window.predict(unet, cut.x, t, code, cut.where, 16)
+        one = window.predict(unet, cut.x, t, code, cut.where, 16, chosen=torch.tensor([side + 1]))
+    size, close = 16 * (side - 1), 1e-4 * whole.abs().max()
+    assert (both.shift - whole[:, :, top:top + size, left:left + size]).abs().max() <= close
+    assert (one.shift - both.shift).abs().max() <= close
+    assert (one.noshift - both.noshift[:, :, 16:32, 16:32]).abs().max() <= close
 
 
 def test_losses_count_zeros_outside_the_image() -> None:
@@ -106,17 +113,15 @@ def test_a_pooled_code_keeps_layout() -> None:
     assert codes[4].abs().mean() > 4 * codes[1].abs().mean()
 
 
-@pytest.mark.parametrize("name", ["main", "none"])
-def test_corners(name: str) -> None:
-    images = torch.zeros(64, 3, 64, 64)
-    draws = torch.cat([train._corners(images, VARIANTS[name], training.step_generator(k)) for k in range(20)])
-    if name == "main":
-        assert set(draws.unique().tolist()) == {0, 16, 32, 48}
-    else:
-        assert draws.min() == -7
-        assert draws.max() == 55
-        cut = window.cut(torch.ones(1, 3, 64, 64), torch.tensor([[-7, 55]]), 16)
-        assert to_patches(cut.mask, 16).flatten(1).any(1).all()         # every patch sees some of the image
+@pytest.mark.parametrize(("collage", "side", "corners"), [(True, 2, {0, 16, 32, 48}), (True, 5, {0}), (False, 2, range(-7, 56)),
+                                                          (False, 4, range(-7, 24))])
+def test_corners(collage: bool, side: int, corners: Collection[int]) -> None:
+    images, variant = torch.zeros(64, 3, 64, 64), variants.Variant(collage=collage, window=side)
+    draws = torch.cat([train._corners(images, variant, training.step_generator(k)) for k in range(20)])
+    assert set(draws.unique().tolist()) == set(corners)
+    ends = torch.tensor([[min(corners), max(corners)]])
+    cut = window.cut(torch.ones(1, 3, 64, 64), ends, 16, side)
+    assert to_patches(cut.mask, 16).flatten(1).any(1).all()             # every patch sees some of the image
 
 
 def test_the_weight_of_v_is_bounded() -> None:
