@@ -18,12 +18,12 @@ class Variant(NamedTuple):
     position: bool = True
     table: bool = False                             # codes from a table that starts as CLIP features, not from an encoder
     window: int = 5                                 # patches a side of a training window: 5 cover a padded image
-    steps: int = 1800                               # of the U-Net with its encoder
-    prior_steps: int = 3000
+    steps: int = 600                                # of the U-Net with its encoder; those shipped began as main
+    prior_steps: int = 1500
 
 
 VARIANTS = {
-    "main": Variant(steps=9000, prior_steps=8000),
+    "main": Variant(steps=9000, prior_steps=3000),
     "feature": Variant(),                           # as main, at the budget of the others
     "none": Variant(collage=False, window=4),                 # serves the collage of pixels, too
     "no-position": Variant(position=False),
