@@ -323,11 +323,12 @@ def test_random_weights_are_those_of_the_configuration(tiny: PatchDM) -> None:
 # -- sampling --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_perfect_network_recovers_the_image() -> None:
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_perfect_network_recovers_the_image(schedule: str) -> None:
     """With the true noise, or the true v, every step predicts the image, and the sampler ends on it."""
     x0, noise = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 3, 16, 16)
     for target in ("eps", "v"):
-        table = sampling.image_table(10, target)
+        table = sampling.image_table(10, target, schedule)
         ab = torch.from_numpy(table.alphas_cumprod)
 
         def exact(x: torch.Tensor, i: int, target: str = target, ab: torch.Tensor = ab) -> torch.Tensor:
@@ -336,6 +337,11 @@ def test_a_perfect_network_recovers_the_image() -> None:
 
         got = sampling.ddim_run(exact, noise.clone(), table)
         torch.testing.assert_close(got, x0, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_schedule_names_the_known_ones() -> None:
+    with pytest.raises(SpecError, match="'sqrt' is not one of linear, cosine"):
+        sampling.image_table(5, schedule="sqrt")
 
 
 def test_renoised_has_the_noise_of_its_step() -> None:

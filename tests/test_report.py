@@ -511,8 +511,10 @@ def test_fake_records_are_json_as_the_store_reads_them(tmp_path: Path) -> None:
     assert Store(tmp_path).records() == ([json.loads(json.dumps(made))], [])
 
 
-def test_the_published_tables_can_be_made_again_from_the_published_records(tmp_path: Path) -> None:
-    published = Path(__file__).parents[1] / "reports" / "first-light"
+@pytest.mark.parametrize("name", ["standing", "ldm"])
+def test_the_published_tables_can_be_made_again_from_the_published_records(tmp_path: Path, name: str) -> None:
+    published = Path(__file__).parents[1] / "reports" / name
     assert cli.main(["report", str(published), "--format", "csv", "--out", str(tmp_path)]) == 0
-    for name in ["records.csv", *(f"tables/{path.name}" for path in (published / "tables").glob("*.csv"))]:
-        assert (tmp_path / name).read_text() == (published / name).read_text(), name
+    swept = (published / "runs").is_dir()                               # otherwise nothing says which sweep a record is of
+    for table in ["records.csv", *(f"tables/{path.name}" for path in (published / "tables").glob("*.csv") if swept)]:
+        assert (tmp_path / table).read_text() == (published / table).read_text(), table
