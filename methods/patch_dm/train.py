@@ -246,7 +246,7 @@ def _train_unet(
 def _total(losses: Mapping[str, Tensor], variant: Variant) -> Tensor:
     """What is minimised: the mean over all decoded tiles, and the thumbnail."""
     tiles = {"shift": (variant.window - 1) ** 2, "noshift": 1} if variant.collage else {"noshift": 1}
-    mean = sum(losses[term] * count for term, count in tiles.items()) / sum(tiles.values())
+    mean = torch.stack([losses[term] * count for term, count in tiles.items()]).sum() / sum(tiles.values())
     return mean + losses["layout"] if "layout" in losses else mean
 
 

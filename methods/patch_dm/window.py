@@ -89,8 +89,8 @@ def predict(unet: PatchUNet, x: Tensor, t: Tensor, cond: Tensor, where: Tensor, 
     eps = unet.decode(tiles(h), skips, modulations, lambda h, skip: torch.cat([h, tiles(skip)], dim=1))
     eps = eps.unflatten(0, (batch, -1))
     noshift = eps[:, 0] if chosen is not None else from_patches(eps[:, :own].flatten(0, 1), (side, side))
-    tiled = from_patches(eps[:, -between:].flatten(0, 1), (side - 1, side - 1)) if shift else None
-    return Prediction(tiled, noshift)
+    shifted = from_patches(eps[:, -between:].flatten(0, 1), (side - 1, side - 1)) if shift else None
+    return Prediction(shifted, noshift)
 
 
 def window_losses(prediction: Prediction, target: Tensor, mask: Tensor, coarse: Mapping[int, float] | None = None,
