@@ -148,8 +148,11 @@ def test_a_killed_ray_worker_costs_a_try_and_nothing_else(cluster, tmp_path):
     spec = text(tmp_path, stop="sleep", processes=1)
     local(tmp_path, spec)
 
+    sleeping = []
+
     def kill_once() -> None:
-        sleeper(tmp_path).parent().kill()
+        sleeping.append(sleeper(tmp_path))
+        sleeping[0].parent().kill()
 
     killer = threading.Thread(target=kill_once)
     killer.start()
@@ -157,7 +160,7 @@ def test_a_killed_ray_worker_costs_a_try_and_nothing_else(cluster, tmp_path):
         code, printed = bench(tmp_path, spec, engine=where)
     killer.join()
     assert code == 0, printed
-    assert not psutil.pid_exists(int((tmp_path / "marker").read_text()))       # hibench's worker dies with Ray's
+    wait_for(lambda: gone(sleeping[0]))                                        # hibench's worker dies with Ray's
     same_results(tmp_path, "results", "undisturbed")
     log = (folder_of(tmp_path, records(tmp_path)["plain/quality/8x8/steps=4"]) / "log.txt").read_text()
     assert "the machine was lost (try 1 of 3)" in log
