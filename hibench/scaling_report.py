@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hibench.errors import HibenchError
 from hibench.scaling import Costs, Sweep, costs_of, expected_s, limit, simulated_s
 
 if TYPE_CHECKING:
@@ -90,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--out", type=Path, default=Path("reports/scale"))
     asked = parser.parse_args(argv)
-    costs = costs_of(asked.records, asked.method, asked.resolution, asked.steps)
+    try:
+        costs = costs_of(asked.records, asked.method, asked.resolution, asked.steps)
+    except HibenchError as error:
+        parser.error(str(error))
     found = {name: rows_of(costs, sweep) for name, sweep in SWEEPS.items()}
     asked.out.mkdir(parents=True, exist_ok=True)
     values = {"costs": asdict(costs), "jitter": JITTER, "sweeps": found}

@@ -85,3 +85,11 @@ def test_the_report_holds_table_plot_and_numbers(tmp_path, capsys):
         assert rows[0]["speed_up"] == 1.0
         assert all(row["speed_up"] <= row["workers"] * 1.0001 for row in rows)
     assert (out / "speed-up.md").read_text().count("\n") == len(scaling_report.WORKERS) + 2
+
+
+def test_a_report_without_the_cells_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "records.csv").write_text("key,method,kind,status\n")
+    with pytest.raises(SystemExit) as stopped:
+        scaling_report.main([str(tmp_path / "records.csv")])
+    assert stopped.value.code == 2
+    assert "no speed cell of ldm at 128x128 with 25 steps" in capsys.readouterr().err
