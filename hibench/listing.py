@@ -10,6 +10,7 @@ from typing import Any
 from hibench.adapter import Adapter
 from hibench.cells import Cell, Plan, canonical, expand
 from hibench.errors import HibenchError
+from hibench.job import one_line
 from hibench.reconstruct import no_first_stage
 from hibench.spec import Spec
 
@@ -162,7 +163,7 @@ def _states(cells: Sequence[Cell]) -> list[str]:
         states = [_state(made, cell) for cell in cells]
         made.close()
     except Exception as error:
-        return [_failure(error)] * len(cells)
+        return [f"fails: {one_line(error)}"] * len(cells)
     return states
 
 
@@ -170,12 +171,7 @@ def _state(made: Adapter, cell: Cell) -> str:
     try:
         reason = no_first_stage(made) if cell.settings.get("reconstruct") else made.supports(cell.axes)
     except Exception as error:
-        return _failure(error)
+        return f"fails: {one_line(error)}"
     if reason is None and cell.weights == "random" and cell.kind == "quality":
         reason = "random weights have no quality"
     return "will run" if reason is None else f"skip: {reason}"
-
-
-def _failure(error: Exception) -> str:
-    told = str(error) if isinstance(error, HibenchError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return f"fails: {told}"

@@ -115,7 +115,7 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(config: Any, files: Iterable[Path] = ()) -> str:
-    """SHA-256 of a configuration (what JSON can hold) and of the bytes of weight files in the order given, hex."""
+    """SHA-256 of a configuration (what JSON can hold) and of the bytes of files in the order given, hex."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path in files:
         digest.update(sha256_of(path).encode())

@@ -71,7 +71,5 @@ class DirectUpsample(Direct):
             self.load()                             # says what is missing before sizes are worked out
         base = self._base_size(self.geometry, *resolution)
         small = super().generate_batch(base or resolution, seeds, steps=steps, sparsity=sparsity, prompts=prompts, stage=stage)
-        if tuple(small.shape[-2:]) == tuple(resolution):
-            return small
         with stage("decode"):
             return pil_resize(small, *resolution, self.options["filter"])

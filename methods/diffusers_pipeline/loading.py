@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from hibench import hub
 from hibench.errors import AdapterError, MissingWeights, SpecError, did_you_mean
+from hibench.weights import digest_of
 from methods.diffusers_pipeline.options import SCHEDULERS, complete
 
 __all__ = ["REFERENCE", "digest", "find", "load", "parameters", "quiet", "weights_digest"]
@@ -180,13 +180,12 @@ def weights_digest(weights: str, options: dict[str, Any]) -> str:
     if weights == "random":
         from methods.diffusers_pipeline.configs import CONFIGS
 
-        text = json.dumps(CONFIGS[given["config"] or "tiny-sdxl"], sort_keys=True)
-        return hashlib.sha256(f"random {text}".encode()).hexdigest()
+        return digest_of(["random", CONFIGS[given["config"] or "tiny-sdxl"]])
     own = digest(find(weights, given["variant"]), given["variant"])
     if given["vae"] in ("float32", "same"):
         return own
     path = Path(given["vae"]).expanduser()
-    return hashlib.sha256(f"{own} {digest(path if path.is_dir() else hub.find(given['vae']))}".encode()).hexdigest()
+    return digest_of([own, digest(path if path.is_dir() else hub.find(given["vae"]))])
 
 
 def parameters(pipe: Any) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hibench.adapter import NULL_STAGE, Batched, Resolution, Stage, to_uint8
 from hibench.errors import AdapterError, SpecError
+from hibench.weights import digest_of
 from methods.ldm.adapter import LDM
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class LDMSR(Batched):
 
     def weights_digest(self) -> str:
         """SHA-256 of both networks' digests."""
-        return hashlib.sha256((self.base.weights_digest() + self.upper.weights_digest()).encode()).hexdigest()
+        return digest_of([self.base.weights_digest(), self.upper.weights_digest()])
 
     def parameters(self) -> int:
         """Of both networks."""

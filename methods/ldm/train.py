@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from hibench import training
 from hibench.errors import MissingWeights, SpecError, did_you_mean
 from hibench.references.scene_cache import about, rendered, say
+from hibench.weights import sha256_of
 from methods.diffusion import schedules
 from methods.diffusion.ema import EMA
 from methods.diffusion.losses import per_sample, q_sample, truncated_weight, velocity
@@ -205,7 +205,7 @@ def _train_unet(out: Path, *, steps: int | None, images: int, device: str, resum
 
 def _latents(out: Path, config: dict[str, Any], images: int, device: str) -> Tensor:
     """Scaled latents before quantisation of every training image, float16 [images, 3, 16, 16]; kept in `out` for resuming."""
-    kept = out / f"latents-{images}-{hashlib.sha256((out / 'first_stage.safetensors').read_bytes()).hexdigest()[:12]}.ckpt"
+    kept = out / f"latents-{images}-{sha256_of(out / 'first_stage.safetensors')[:12]}.ckpt"
     if kept.exists():
         return load_file(kept)["latents"]
     params = config["first_stage_config"]["params"]

@@ -25,7 +25,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "main": Variant(steps=9000, prior_steps=3000),
     "feature": Variant(),                           # as main, at the budget of the others
-    "none": Variant(collage=False, window=4),                 # serves the collage of pixels, too
+    "none": Variant(collage=False, window=4),       # serves the collage of pixels, too
     "no-position": Variant(position=False),
     "no-code": Variant(code=False),
     "table": Variant(table=True),                   # not shipped: it holds a code for every training image

@@ -69,22 +69,28 @@ def predict(unet: PatchUNet, x: Tensor, t: Tensor, cond: Tensor, where: Tensor, 
     time = _each(unet.time_embed.time(t), parts)
     position = unet.time_embed.position(places, None if keep is None else _each(keep, parts))
     modulations = unet.modulations(time, position, _each(cond, parts))
-    patches = torch.arange(batch * parts, device=x.device).view(batch, parts)[:, :own].flatten()
-    encoding = [(a[patches], b[patches]) if i < unet.encoder_blocks else (a, b) for i, (a, b) in enumerate(modulations)]
-    h, skips = unet.encode(to_patches(x, patch), encoding)
-    if chosen is not None:
-        ends = torch.arange(batch, device=x.device) * parts
-        tiled = ends[:, None] + torch.arange(own, parts, device=x.device)
-        decoded = torch.cat([(ends + chosen)[:, None], tiled], dim=1).flatten()
-        modulations = [(a[decoded], b[decoded]) for a, b in modulations]
+
+    def encoded(rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (batch, parts))[:, :own].flatten(0, 1)
+
+    def alone(grouped: Tensor) -> Tensor:
+        return grouped if chosen is None else grouped[torch.arange(batch, device=x.device), chosen].unsqueeze(1)
+
+    def decoded(rows: Tensor) -> Tensor:
+        if chosen is None:
+            return rows
+        grouped = rows.unflatten(0, (batch, parts))
+        return torch.cat([alone(grouped[:, :own]), grouped[:, own:]], dim=1).flatten(0, 1)
 
     def tiles(maps: Tensor) -> Tensor:
-        grouped = maps.unflatten(0, (batch, own))
-        if chosen is not None:
-            grouped = grouped[torch.arange(batch, device=x.device), chosen].unsqueeze(1)
+        grouped = alone(maps.unflatten(0, (batch, own)))
         if shift:
             grouped = torch.cat([grouped, collage(maps, (side - 1, side - 1)).unflatten(0, (batch, between))], dim=1)
         return grouped.flatten(0, 1)
+
+    encoder, decoder = modulations[: unet.encoder_blocks], modulations[unet.encoder_blocks :]
+    h, skips = unet.encode(to_patches(x, patch), [(encoded(a), encoded(b)) for a, b in encoder])
+    modulations = [*encoder, *((decoded(a), decoded(b)) for a, b in decoder)]
 
     eps = unet.decode(tiles(h), skips, modulations, lambda h, skip: torch.cat([h, tiles(skip)], dim=1))
     eps = eps.unflatten(0, (batch, -1))
