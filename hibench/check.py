@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hibench.calibration import calibration
 from hibench.errors import EXIT_OK, NoBaseline, SpecError, did_you_mean
 from hibench.judge import INTERLEAVED, SESSIONS, STORED, check_sides
+from hibench.limits import EVERYWHERE, Limits, Rule, of_check
 from hibench.record_index import without_collector
 from hibench.sides import Side, read_side, wanted
 from hibench.spec import Tolerance
 from hibench.verdicts import Report, write_outputs
 
-__all__ = ["COMPARE_FILE", "check", "read_compare", "run_check", "tolerances"]
+__all__ = ["COMPARE_FILE", "COMPARE_SCHEMA", "check", "limits_of", "read_compare", "run_check"]
 
 COMPARE_FILE = "compare.json"              # what `hibench compare` writes beside base/ and head/
-COMPARE_SCHEMA = 1
+COMPARE_SCHEMA = 2
 
 
 @without_collector()
@@ -34,7 +36,7 @@ def run_check(first: Path, second: Path | None = None, *, baseline: Path | None 
         if baseline is None or second is not None:
             raise SpecError("--update-baseline needs one results directory and --baseline FILE")
         return _update(first, baseline, only, tolerance, reason)
-    report, head = check(first, second, baseline=baseline, only=only, tolerance=tolerances(tolerance))
+    report, head = check(first, second, baseline=baseline, only=only, limits=limits_of(tolerance))
     if history is not None:
         from hibench.history import append
 
@@ -45,20 +47,22 @@ def run_check(first: Path, second: Path | None = None, *, baseline: Path | None 
 
 
 def check(first: Path, second: Path | None = None, *, baseline: Path | None = None, only: Sequence[str] = (),
-          tolerance: Mapping[str, Tolerance] | None = None) -> tuple[Report, Side]:
+          limits: Limits | None = None) -> tuple[Report, Side]:
     """The report, and the head side that it is about.
 
     Two directories: base and head. One: a compare directory, or results that need a `baseline`; a compare directory with a
-    `baseline` is checked both ways. NoBaseline says what is missing.
+    `baseline` is checked both ways. `limits` go over those of the benchmark file. NoBaseline says what is missing.
     """
-    given = tolerance or {}
     said = read_compare(first if second is None else _parent(first, second))
-    allowed = {**({} if said is None else said["tolerance"]), **_of_spec(first if second is None else second), **given}
+    allowed = Limits(said["limits"].rules if said else (), _of_spec(first if second is None else second),
+                     limits.rules if limits else ())
     if second is not None or said is not None:
         base_dir, head_dir = (first, second) if second is not None else (first / "base", first / "head")
         labels = (said["base"], said["head"]) if said else (None, None)
         base, head = read_side(base_dir, only, labels[0]), read_side(head_dir, only, labels[1])
-        report = check_sides(base, head, how=INTERLEAVED if said else SESSIONS, tolerance=allowed)
+        report = check_sides(base, head, how=INTERLEAVED if said else SESSIONS, limits=allowed)
+        if said and said["itself"]:
+            report.notes += calibration(report, allowed)
         if said is None and any(record["kind"] == "speed" for record in head.records.values()):
             report.warnings.append("base and head were measured in two sessions, so only large changes of time can be judged; "
                                    "`hibench compare` measures them side by side")
@@ -71,7 +75,8 @@ def check(first: Path, second: Path | None = None, *, baseline: Path | None = No
 
 
 def read_compare(folder: Path | None) -> dict[str, Any] | None:
-    """What `hibench compare` noted about a directory: base, head, tolerance; None = it is none of its directories."""
+    """What `hibench compare` noted about a directory: base, head, whether both are the same code, limits; None = it is none of
+    its directories."""
     if folder is None or not (folder / COMPARE_FILE).is_file():
         return None
     path = folder / COMPARE_FILE
@@ -79,20 +84,21 @@ def read_compare(folder: Path | None) -> dict[str, Any] | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != COMPARE_SCHEMA:
             raise NoBaseline(f"{path}: schema {data['schema']}, this hibench reads {COMPARE_SCHEMA}; compare again")
-        allowed = {name: Tolerance(float(value), bool(relative)) for name, (value, relative) in data["tolerance"].items()}
-        return {"base": str(data["base"]["label"]), "head": str(data["head"]["label"]), "tolerance": allowed}
+        return {"base": str(data["base"]["label"]), "head": str(data["head"]["label"]), "itself": data["itself"] is True,
+                "limits": Limits.from_json(data["tolerance"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NoBaseline(f"{path}: cannot be read ({type(error).__name__}: {error}); compare again") from error
 
 
-def tolerances(words: Sequence[str]) -> dict[str, Tolerance]:
-    """`latency=5%`, `drift=0.02` as tolerances; SpecError for anything else."""
+def limits_of(words: Sequence[str]) -> Limits:
+    """`latency=5%`, `drift=0.02`, `ldm:latency=8%` (in cells of a method, a kind or a glob); SpecError otherwise."""
     from hibench.metrics.plan import FAMILIES
     from hibench.spec_reader import TOLERANCES
 
-    found = {}
+    found = []
     for word in words:
-        name, _, text = word.partition("=")
+        name, _, text = word.rpartition("=")
+        where, _, name = name.rpartition(":")
         if name not in (*TOLERANCES, *FAMILIES):
             raise SpecError(f"--tolerance {word}: unknown number '{name}'{did_you_mean(name, (*TOLERANCES, *FAMILIES))}")
         try:
@@ -100,9 +106,9 @@ def tolerances(words: Sequence[str]) -> dict[str, Tolerance]:
         except ValueError:
             value = -1.0
         if not 0 <= value < 1e12:
-            raise SpecError(f"--tolerance {word}: write e.g. latency=5% or drift=0.02")
-        found[name] = Tolerance(value, text.strip().endswith("%"))
-    return found
+            raise SpecError(f"--tolerance {word}: write e.g. latency=5%, drift=0.02 or ldm:latency=8%")
+        found.append(Rule(where or EVERYWHERE, name, Tolerance(value, text.strip().endswith("%"))))
+    return Limits(found)
 
 
 def _parent(base: Path, head: Path) -> Path | None:
@@ -111,8 +117,8 @@ def _parent(base: Path, head: Path) -> Path | None:
     return base.resolve().parent if same else None
 
 
-def _of_spec(results: Path) -> dict[str, Tolerance]:
-    """The tolerances of the benchmark file that the newest run used, if the file still says the same."""
+def _of_spec(results: Path) -> list[Rule]:
+    """The limits of the benchmark file that the newest run used, if the file still says the same."""
     from hibench.spec import load_spec
     from hibench.store import Store
 
@@ -120,11 +126,11 @@ def _of_spec(results: Path) -> dict[str, Tolerance]:
     try:
         spec = load_spec(manifest["spec"])
     except (KeyError, SpecError):
-        return {}
-    return dict(spec.check.tolerance)
+        return []
+    return of_check(spec.check)
 
 
-def _against(head: Side, baseline: Path, only: Sequence[str], tolerance: Mapping[str, Tolerance]) -> Report:
+def _against(head: Side, baseline: Path, only: Sequence[str], limits: Limits) -> Report:
     """Results against a baseline of the same device."""
     from hibench.baseline import read_baseline, same_device
 
@@ -133,7 +139,7 @@ def _against(head: Side, baseline: Path, only: Sequence[str], tolerance: Mapping
     if measured != device:
         raise NoBaseline(f"{baseline} is of {device}, and {head.label} was measured on {measured}; choose the baseline of this "
                          "device, or write one by --update-baseline")
-    return check_sides(base, head, how=STORED, tolerance=tolerance)
+    return check_sides(base, head, how=STORED, limits=limits)
 
 
 def _merged(side_by_side: Report, stored: Report) -> Report:
@@ -150,7 +156,7 @@ def _update(results: Path, baseline: Path, only: Sequence[str], tolerance: Seque
     head = read_side(results, only)
     if baseline.is_file():
         try:
-            allowed = {**_of_spec(results), **tolerances(tolerance)}
+            allowed = Limits(_of_spec(results), limits_of(tolerance).rules)
             print(write_outputs(_against(head, baseline, only, allowed), everything=True))
         except NoBaseline as error:
             print(f"the old baseline says nothing: {error}")

@@ -15,12 +15,12 @@ from hibench.engines import LocalEngine
 from hibench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, SpecError
 from hibench.gate import PairRule
 from hibench.judge import DEFAULTS, open_numbers
+from hibench.limits import Limits
 from hibench.prepare import Task, Verdict
 from hibench.progress import Progress
 from hibench.recording import make_record
 from hibench.revisions import Planned, Revision, here, open_revision, plan
 from hibench.runner import Options, Run
-from hibench.spec import Tolerance
 from hibench.store import Store, utc_now, write_json
 
 __all__ = ["Pair", "measure", "run_compare"]
@@ -70,7 +70,7 @@ def run_compare(spec: Path, *, base: str | None = None, head: str | None = None,
             runs[side].store.create()
             stack.enter_context(runs[side].store.lock())
         try:
-            code = measure(runs, {**DEFAULTS, **_tolerance(plans)}, PairRule(cap=pairs), shown.say)
+            code = measure(runs, Limits(DEFAULTS, plans["head"].limits), PairRule(cap=pairs), shown.say)
         except KeyboardInterrupt:
             for run in runs.values():
                 run.engine.kill_all()
@@ -84,14 +84,13 @@ def run_compare(spec: Path, *, base: str | None = None, head: str | None = None,
 
 
 def _note(out: Path, sides: dict[str, Revision], plans: dict[str, Planned], pairs: int) -> None:
-    """compare.json: what the two sides are, and the tolerances of the head's benchmark file."""
+    """compare.json: what the two sides are, whether they are the same code, and the limits of the head's benchmark file."""
     said = {side: {"label": sides[side].label, "commit": sides[side].commit} for side in SIDES}
-    write_json(out / COMPARE_FILE, {"schema": COMPARE_SCHEMA, **said, "tolerance": plans["head"].tolerance, "pairs": pairs,
-                                    "at": utc_now(), "hibench": hibench.__version__})
-
-
-def _tolerance(plans: dict[str, Planned]) -> dict[str, Tolerance]:
-    return {name: Tolerance(*value) for name, value in plans["head"].tolerance.items()}
+    code = {(side.commit, side.dirty) for side in sides.values()}
+    cells = [[task.id for task in planned.tasks] for planned in plans.values()]
+    itself = len(code) == 1 and code.pop()[1] is False and cells[0] == cells[1]
+    write_json(out / COMPARE_FILE, {"schema": COMPARE_SCHEMA, **said, "itself": itself, "pairs": pairs, "at": utc_now(),
+                                    "tolerance": Limits(plans["head"].limits).to_json(), "hibench": hibench.__version__})
 
 
 def _manifest(run: Run, planned: Planned, spec: Path) -> None:
@@ -102,7 +101,7 @@ def _manifest(run: Run, planned: Planned, spec: Path) -> None:
 # -- measuring -----------------------------------------------------------------------------------------------------------------
 
 
-def measure(runs: dict[str, Run], tolerance: dict[str, Tolerance], rule: PairRule, say: Say) -> int:
+def measure(runs: dict[str, Run], limits: Limits, rule: PairRule, say: Say) -> int:
     """Everything that both sides have to measure; returns the exit code."""
     for run in runs.values():
         run.store.recover()
@@ -110,7 +109,7 @@ def measure(runs: dict[str, Run], tolerance: dict[str, Tolerance], rule: PairRul
             if task.verdict is not None:
                 run.finish(task, make_record(task, run.env, verdict=task.verdict))
     pairs = _pairs(runs)
-    speed(pairs, runs, tolerance, replace(rule, tests=max(1, _tests(pairs))), say)
+    speed(pairs, runs, limits, replace(rule, tests=max(1, _tests(pairs))), say)
     for run in runs.values():
         todo = [task for task in run.tasks if task.id not in run.records]
         run.drift([task for task in todo if task.cell.kind == "drift"])
@@ -145,7 +144,7 @@ def _tests(pairs: list[Pair]) -> int:
     return sum(1 if pair.tasks["head"].cell.device.startswith("cuda") else 2 for pair in both)
 
 
-def speed(pairs: list[Pair], runs: dict[str, Run], tolerance: dict[str, Tolerance], rule: PairRule, say: Say) -> None:
+def speed(pairs: list[Pair], runs: dict[str, Run], limits: Limits, rule: PairRule, say: Say) -> None:
     """Rounds over all cells that are not decided: one process of base and one of head back to back, whose turn it is first."""
     for replicate in range(rule.cap):
         todo = [pair for pair in pairs if _open_sides(pair, runs)]
@@ -157,7 +156,7 @@ def speed(pairs: list[Pair], runs: dict[str, Run], tolerance: dict[str, Toleranc
             order = SIDES if (replicate + position) % 2 == 0 else SIDES[::-1]
             for side in [side for side in order if side in _open_sides(pair, runs)]:
                 _one(pair, side, runs[side], replicate)
-            _close(pair, runs, tolerance, rule, say)
+            _close(pair, runs, limits, rule, say)
 
 
 def _open_sides(pair: Pair, runs: dict[str, Run]) -> list[str]:
@@ -173,7 +172,7 @@ def _one(pair: Pair, side: str, run: Run, replicate: int) -> None:
         pair.counts[side] = replicate + 1
 
 
-def _close(pair: Pair, runs: dict[str, Run], tolerance: dict[str, Tolerance], rule: PairRule, say: Say) -> None:
+def _close(pair: Pair, runs: dict[str, Run], limits: Limits, rule: PairRule, say: Say) -> None:
     """Write the records of a cell when it is decided; a side that is alone needs no more than the first look."""
     still = _open_sides(pair, runs)
     if not still:
@@ -181,7 +180,7 @@ def _close(pair: Pair, runs: dict[str, Run], tolerance: dict[str, Tolerance], ru
     records = {side: runs[side].attempt(pair.tasks[side]).speed_record(pair.counts[side]) for side in still}
     done = min(pair.counts[side] for side in still)
     if len(still) == 2:
-        undecided = open_numbers(records["base"], records["head"], tolerance, rule)
+        undecided = open_numbers(records["base"], records["head"], limits, rule)
     else:
         (alone,) = still
         other = next((run.records[task.id] for name, run in runs.items() if name != alone

@@ -1,11 +1,14 @@
-"""`hibench doctor`: is this machine fit to measure? One line per point, with what to do where it is not."""
+"""`hibench doctor`: is this machine fit to measure? One line per point, with what to do where it is not.
+
+Points about the cells of a benchmark file are in hibench.preflight.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +52,18 @@ class Machine:
     torch_build: Callable[[], dict[str, str | None]] = lambda: _torch_build()
     cores: Callable[[], int] = lambda: _cores()
     quota: Callable[[], float | None] = lambda: cpu_quota()
+    published: Callable[[], dict[str, str | None]] = lambda: published_weights()
 
 
-def run_doctor(strict: bool = False, machine: Machine | None = None, write: Callable[[str], None] = print) -> int:
-    """Write one line per point; 0, or 3 with `strict` when a point fails."""
+def run_doctor(strict: bool = False, machine: Machine | None = None, write: Callable[[str], None] = print, *,
+               spec: Path | None = None, only: Sequence[str] = (), overrides: Sequence[str] = (),
+               device: str | None = None) -> int:
+    """Write one line per point; 0, or 3 with `strict` when a point fails. `spec`: look at what its cells need, too."""
     checks = diagnose(machine)
+    if spec is not None:
+        from hibench.preflight import look_ahead
+
+        checks += look_ahead(spec, only, overrides, device)
     for check in checks:
         write(str(check))
     count = {level: sum(check.level == level for check in checks) for level in ("warn", "fail")}
@@ -70,7 +80,7 @@ def diagnose(machine: Machine | None = None) -> list[Check]:
     """All points about the machine."""
     machine = machine or Machine()
     checks = [check_governor(machine), check_load(machine), check_processes(machine), check_threads(machine),
-              check_memory(machine), check_disk(machine), check_torch(machine)]
+              check_memory(machine), check_disk(machine), check_torch(machine), check_weights(machine)]
     return [*checks, *check_gpus(machine)]
 
 
@@ -231,6 +241,32 @@ def check_torch(machine: Machine) -> Check:
         return Check("torch", "fail", text,
                      "update the driver, or install a torch for an older CUDA")
     return Check("torch", "ok", f"torch {build['torch']} with CUDA {build['torch_cuda']}, driver {version}")
+
+
+def check_weights(machine: Machine) -> Check:
+    """Are the published networks that are here what was published?"""
+    found = machine.published()
+    wrong = [problem for problem in found.values() if problem]
+    if wrong:
+        return Check("weights", "fail", f"{len(wrong)} of {len(found)} published weights files are damaged", "; ".join(wrong))
+    told = f"{len(found)} published weights file{'s are' if len(found) != 1 else ' is'} here, as published"
+    return Check("weights", "ok", told if found else "no published weights are here; see `hibench list weights`")
+
+
+def published_weights() -> dict[str, str | None]:
+    """What is wrong with each published weights file that is on this machine; None: it has the published hash."""
+    from hibench.errors import MissingWeights
+    from hibench.weights import CATALOG, find, resolve
+
+    found: dict[str, str | None] = {}
+    for name in CATALOG:
+        if find(name) is not None:
+            try:
+                resolve(name)
+                found[name] = None
+            except MissingWeights as error:
+                found[name] = str(error)
+    return found
 
 
 NEEDED_DRIVER = {11: 450, 12: 525, 13: 580}                      # CUDA's minor-version compatibility

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +13,20 @@ from hibench.drift import compare as compare_images
 from hibench.errors import HibenchError
 from hibench.excerpt import PER_PROCESS, VALUE, excerpt
 from hibench.gate import OK, REGRESSED, UNSURE, Decision, PairRule
+from hibench.limits import Limits, everywhere
 from hibench.lines import number
 from hibench.record_index import without_collector
 from hibench.sides import Side, differences
 from hibench.spec import Tolerance
 from hibench.verdicts import LOST, NEW, Report, Row
 
-__all__ = ["DEFAULTS", "INTERLEAVED", "SESSIONS", "STORED", "check_sides", "family_of", "open_numbers"]
+__all__ = ["DEFAULTS", "INTERLEAVED", "SESSIONS", "STORED", "check_sides", "family_of", "open_numbers", "scaled"]
 
 INTERLEAVED, SESSIONS, STORED = "interleaved", "sessions", "stored"     # how base and head were measured
-DEFAULTS = {"latency": Tolerance(0.05, True), "vram": Tolerance(0.01, True), "memory": Tolerance(0.01, True),
-            "nfe": Tolerance(0.0, True), "flops": Tolerance(0.0, True), "drift": Tolerance(0.02, False),
-            "fid": Tolerance(0.03, True), "clip-score": Tolerance(0.03, True)}
+DEFAULTS = everywhere({
+    "latency": Tolerance(0.05, True), "vram": Tolerance(0.01, True), "memory": Tolerance(0.01, True),
+    "nfe": Tolerance(0.0, True), "flops": Tolerance(0.0, True), "drift": Tolerance(0.02, False),
+    "fid": Tolerance(0.03, True), "kid": Tolerance(0.03, True), "clip-score": Tolerance(0.03, True)})
 RESIDENT_BYTES = 2 * 2**20                # a resident set moves by this much for no reason
 ROUNDING = 2 / 255                        # the largest pixel that an adapter may move by batching (DESIGN 3)
 DISTURBED = ("throttled", "contended")
@@ -38,20 +40,20 @@ class _Pairing:
     """What the rows of a comparison depend on beside the two records."""
 
     how: str
-    tolerance: Mapping[str, Tolerance]
+    limits: Limits
     rule: PairRule
     networks: bool
 
 
 @without_collector()
-def check_sides(base: Side, head: Side, *, how: str = SESSIONS, tolerance: Mapping[str, Tolerance] | None = None,
+def check_sides(base: Side, head: Side, *, how: str = SESSIONS, limits: Limits | None = None,
                 rule: PairRule | None = None, networks: bool = True) -> Report:
     """Every number of every cell of both sides, whose records are excerpts (`hibench.excerpt`) or baseline cells.
 
     `how`: INTERLEAVED (replicate i of base was measured next to replicate i of head), SESSIONS (at another time), or STORED
-    (base is a baseline file: times are shown only). `tolerance` goes over `DEFAULTS`; a number without one is shown only.
+    (base is a baseline file: times are shown only). `limits` go over `DEFAULTS`; a number without one is shown only.
     """
-    pairing = _Pairing(how, {**DEFAULTS, **(tolerance or {})}, rule or PairRule(), networks)
+    pairing = _Pairing(how, Limits(DEFAULTS, limits.rules if limits else ()), rule or PairRule(), networks)
     report = Report(base.label, head.label, warnings=[*base.problems, *head.problems])
     _warn_about_machines(report, base, head)
     for key in sorted({*base.records, *head.records}):
@@ -114,7 +116,7 @@ def _process_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
         b = statistics.median(new) if new else None
         if a is None and b is None:
             continue
-        limit = pairing.tolerance.get(name)
+        limit = pairing.limits.of(key, name)
         gated = limit is not None and pairing.how != STORED
         row = Row(key, name, OK, base=a, head=b, unit=unit, change=_relative(a, b), gated=gated)
         if not gated or limit is None:
@@ -126,26 +128,26 @@ def _process_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
         elif not same_machine:
             yield row._replace(verdict=UNSURE, text="not compared: the hardware differs")
         else:
-            yield _judged(row, base, head, old, new, _scaled(limit, statistics.median(old), name), pairing)
+            yield _judged(row, base, head, old, new, scaled(limit, statistics.median(old), name), pairing)
 
 
-def open_numbers(base: dict[str, Any], head: dict[str, Any], tolerance: Mapping[str, Tolerance], rule: PairRule) -> list[str]:
+def open_numbers(base: dict[str, Any], head: dict[str, Any], limits: Limits, rule: PairRule) -> list[str]:
     """The gated per-process numbers of two interleaved speed records that need more pairs."""
     found = []
     was, now = excerpt(base).get("speed") or {}, excerpt(head).get("speed") or {}
     for name in PER_PROCESS:
-        old, new, limit = _processes(was, name), _processes(now, name), tolerance.get(name)
+        old, new, limit = _processes(was, name), _processes(now, name), limits.of(base["key"], name)
         if limit is None or not _usable(old) or not _usable(new):
             continue
         if name == "memory" and was.get("peak_source") != "rss-over-idle":
             continue
-        here = replace(rule, tolerance=_scaled(limit, statistics.median(old), name))
+        here = replace(rule, tolerance=scaled(limit, statistics.median(old), name))
         if gate.judge_pairs(list(zip(old, new)), here) is None:
             found.append(name)
     return found
 
 
-def _scaled(limit: Tolerance, base: float, name: str) -> float:
+def scaled(limit: Tolerance, base: float, name: str) -> float:
     """The relative tolerance of a per-process number."""
     relative = limit.value if limit.relative else limit.value / base
     return max(relative, RESIDENT_BYTES / base) if name == "memory" else relative
@@ -179,7 +181,7 @@ def _exact_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing: _
         names.insert(0, ("vram", "peak_bytes", "bytes", "vram"))
     for metric, field_name, unit, limit_name in names:
         a, b = number(was.get(field_name)), number(now.get(field_name))
-        limit = pairing.tolerance.get(limit_name)
+        limit = pairing.limits.of(key, limit_name)
         if a is None and b is None:
             continue
         row = Row(key, metric, OK, base=a, head=b, unit=unit, change=_relative(a, b), gated=limit is not None)
@@ -198,7 +200,7 @@ def _quality_rows(key: str, base: dict[str, Any], head: dict[str, Any], pairing:
     """Two-sided bands; a value of another extractor, reference or number of images is not compared."""
     old, new = ((record.get("quality") or {}).get("values") or {} for record in (base, head))
     for name in sorted({*old, *new}):
-        limit = pairing.tolerance.get(family_of(name))
+        limit = pairing.limits.of(key, family_of(name))
         was, now = old.get(name) or {}, new.get(name) or {}
         a, b = number(was.get("value")), number(now.get("value"))
         row = Row(key, name, OK, base=a, head=b, change=_relative(a, b), gated=limit is not None)
@@ -228,7 +230,7 @@ def family_of(metric: str) -> str:
 
 def _drift_row(key: str, base: dict[str, Any], head: dict[str, Any], old: Side, new: Side, pairing: _Pairing) -> Row:
     """Images of fixed seeds: beyond the tolerance they are another picture, or (on another machine) perhaps only noise."""
-    limit = pairing.tolerance.get("drift", DEFAULTS["drift"]).value
+    limit = room.value if (room := pairing.limits.of(key, "drift")) else 0.0
     row = Row(key, "drift", OK, head=None)
     try:
         found = compare_images(old.images(key, base), new.images(key, head), pairing.networks)

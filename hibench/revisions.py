@@ -21,6 +21,7 @@ from typing import Any
 import hibench
 from hibench.cells import PROTOCOL, Cell
 from hibench.errors import HibenchError, NoBaseline, SpecError
+from hibench.limits import Limits, Rule
 from hibench.prepare import Task, Verdict
 
 __all__ = ["Planned", "Revision", "here", "open_revision", "plan"]
@@ -52,7 +53,9 @@ except HibenchError as error:
     said = {"error": str(error)}
 else:
     said = {"protocol": PROTOCOL, "env": env, "sweeps": plan.sweeps,
-            "tolerance": {name: [t.value, t.relative] for name, t in spec.check.tolerance.items()},
+            "tolerance": [["*", name, t.value, t.relative] for name, t in spec.check.tolerance.items()] + [
+                [where, name, t.value, t.relative] for where, named in getattr(spec.check, "cells", {}).items()
+                for name, t in named.items()],
             "tasks": [{"cell": t.cell.to_json(), "id": t.id, "adapter_digest": t.adapter_digest,
                        "weights_digest": t.weights_digest, "verdict": asdict(t.verdict) if t.verdict else None} for t in tasks]}
 with open(asked["out"], "w", encoding="utf-8") as file:
@@ -91,7 +94,7 @@ class Planned:
     tasks: list[Task]
     env: dict[str, Any]
     sweeps: dict[str, list[str]]
-    tolerance: dict[str, tuple[float, bool]] = field(default_factory=dict)
+    limits: list[Rule] = field(default_factory=list)             # of the benchmark file
 
 
 def here() -> Revision:
@@ -210,5 +213,4 @@ def _planned(side: Revision, said: dict[str, Any]) -> Planned:
                       Verdict(**t["verdict"]) if t["verdict"] else None) for t in said["tasks"]]
     except (SpecError, TypeError) as error:
         raise NoBaseline(f"{side.label} describes cells in another way ({error}); it is too far from this hibench") from error
-    tolerance = {name: (float(value), bool(relative)) for name, (value, relative) in said["tolerance"].items()}
-    return Planned([replace(task) for task in tasks], env, said["sweeps"], tolerance)
+    return Planned([replace(task) for task in tasks], env, said["sweeps"], Limits.from_json(said["tolerance"]).rules)

@@ -109,6 +109,7 @@ class Check:
     """What counts as a regression."""
 
     tolerance: dict[str, Tolerance] = field(default_factory=dict)
+    cells: dict[str, dict[str, Tolerance]] = field(default_factory=dict)       # by method, kind or glob; the last holds
 
 
 @dataclass(frozen=True)

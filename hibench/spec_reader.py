@@ -68,7 +68,7 @@ class SpecReader:
         quality = self._settings(top, "quality", Quality())
         names = tuple(self.doc.mapping(top["methods"][1], "methods")) if "methods" in top else ()
         sweeps = self._named(top, "sweeps", partial(self.sweep, known=names, timing=timing, quality=quality))
-        check = self.check(*top["check"]) if "check" in top else Check()
+        check = self.check(top["check"][1], names) if "check" in top else Check()
         return Spec(self.path.resolve(), methods, sweeps, references, timing, quality, check)
 
     def _named(self, top: dict[str, Any], block: str, read: Callable[[str, Node, str], T | None]) -> dict[str, T]:
@@ -151,15 +151,20 @@ class SpecReader:
         found = {key: tuple(value) if key in tuples else value for key, value in found.items()}
         return Sweep(**{"methods": (), "resolution": (), "timing": timing, "quality": quality, **found, "name": name})
 
-    def check(self, key: Node, node: Node) -> Check:
+    def check(self, node: Node, methods: tuple[str, ...]) -> Check:
+        entries = self.doc.mapping(node, "check", ("tolerance", "cells"))
+        cells = self.doc.mapping(entries["cells"][1], "check.cells") if "cells" in entries else {}
+        for where, (key, _) in cells.items():
+            if where not in (*methods, *KINDS) and not set(where) & set("*?[/"):
+                known = suggest(where, (*methods, *KINDS))
+                self.doc.add(key, f"check.cells.{where}", f"is no method, no kind of cell and no glob over keys{known}")
+        return Check(self._tolerances(entries["tolerance"][1], "check.tolerance") if "tolerance" in entries else {},
+                     {where: self._tolerances(value, f"check.cells.{where}") for where, (_, value) in cells.items()})
+
+    def _tolerances(self, node: Node, path: str) -> dict[str, Tolerance]:
         from hibench.metrics.plan import FAMILIES
 
-        entries = self.doc.mapping(node, "check", ("tolerance",))
-        if "tolerance" not in entries:
-            return Check()
-        tolerances = self.doc.mapping(entries["tolerance"][1], "check.tolerance", (*TOLERANCES, *FAMILIES))
-        read = {name: self._tolerance(value, f"check.tolerance.{name}") for name, (_, value) in tolerances.items()}
-        return Check({name: value for name, value in read.items() if value is not None})
+        return self._fields(node, path, dict.fromkeys((*TOLERANCES, *FAMILIES), self._tolerance))
 
     # -- settings of timing and quality ----------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     measured: int = 0                      # cells that are ok on both sides
+    notes: list[str] = field(default_factory=list)               # what the comparison tells beside its rows
 
     def of(self, verdict: str) -> list[Row]:
         """The gated rows with this verdict, in order."""
@@ -128,6 +129,7 @@ def table(report: Report, everything: bool = False) -> str:
         lines += ["", *("  ".join([*(text.ljust(w) for text, w in zip(line, widths)), line[-1]]).rstrip()
                         for line in (head, *cells)), ""]
     counts = report.counts
+    lines += [f"note: {text}" for text in report.notes]
     lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "no number was compared")
     return "\n".join([*lines, headline(report)])
 
@@ -140,7 +142,7 @@ def to_json(report: Report, strict: bool = False) -> str:
     rows = [{name: plain(value) for name, value in row._asdict().items()} for row in report.rows]
     return json.dumps({"schema": 1, "base": report.base, "head": report.head, "exit_code": report.exit_code(strict),
                        "headline": headline(report), "measured": report.measured, "counts": report.counts,
-                       "warnings": report.warnings, "rows": rows}, indent=1, allow_nan=False)
+                       "warnings": report.warnings, "notes": report.notes, "rows": rows}, indent=1, allow_nan=False)
 
 
 def junit(report: Report) -> str:
@@ -192,6 +194,7 @@ def markdown(report: Report) -> str:
     info = [row for row in report.rows if not row.gated]
     lines = [f"## {_cell(headline(report))}", "", f"base: {_cell(report.base)}  ", f"head: {_cell(report.head)}", ""]
     lines += [f"> **Warning** {_cell(text)}" + "\n" for text in report.warnings]
+    lines += [f"> **Note** {_cell(text)}" + "\n" for text in report.notes]
     if bad:
         lines += [*_rows(bad), ""]
     for words, rows in (("ok", good), ("shown only, not judged", info)):

@@ -30,6 +30,7 @@ from hibench.cells import Cell
 from hibench.engines import Exit
 from hibench.gate import PairRule
 from hibench.judge import DEFAULTS
+from hibench.limits import Limits
 from hibench.prepare import Task
 from hibench.progress import Progress
 from hibench.runner import Options, Run
@@ -76,8 +77,9 @@ def night(base, head, root):
         runs[side] = Run(list(tasks), Store(root / side), ENV, Options(), Progress(0, silent=True), ForkEngine())
         runs[side].store.create()
     (root / check.COMPARE_FILE).write_text(json.dumps(
-        {"schema": 1, "base": {"label": "base"}, "head": {"label": "head"}, "tolerance": {}}))
-    compare.measure(runs, dict(DEFAULTS), PairRule(), lambda text: None)
+        {"schema": check.COMPARE_SCHEMA, "base": {"label": "base"}, "head": {"label": "head"}, "itself": False,
+         "tolerance": []}))
+    compare.measure(runs, Limits(DEFAULTS), PairRule(), lambda text: None)
     return check.check(root)[0]
 
 

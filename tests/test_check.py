@@ -14,7 +14,7 @@ import records
 from PIL import Image
 
 from hibench import cli, verdicts
-from hibench.check import check, run_check, tolerances
+from hibench.check import COMPARE_SCHEMA, check, limits_of, run_check
 from hibench.errors import NoBaseline, SpecError, Unfit
 from hibench.verdicts import Report, Row
 
@@ -60,13 +60,13 @@ def drift(root: Path, shift=0, seed=0, key_method="ldm"):
     return made
 
 
-def compared(tmp_path: Path, base: list, head: list, **tolerance) -> Path:
+def compared(tmp_path: Path, base: list, head: list, itself: bool = False, tolerance=()) -> Path:
     """A compare directory of these records."""
     records.write(tmp_path / "base", base)
     records.write(tmp_path / "head", head)
     (tmp_path / "compare.json").write_text(json.dumps({
-        "schema": 1, "base": {"label": "main"}, "head": {"label": "mine"},
-        "tolerance": {name: [value, True] for name, value in tolerance.items()}}))
+        "schema": COMPARE_SCHEMA, "base": {"label": "main"}, "head": {"label": "mine"}, "itself": itself,
+        "tolerance": list(tolerance)}))
     return tmp_path
 
 
@@ -134,7 +134,6 @@ def test_quality_is_judged_in_a_band_with_two_sides(tmp_path, value, pm, verdict
     was = base["quality"]["values"]["fd@scenes-clip"]["value"]
     report, _ = check(compared(tmp_path, [base], [quality(fd={"value": was * value, "pm": pm})]))
     assert verdict_of(report, "fd@scenes-clip") == verdict
-    assert [row.metric for row in report.rows if not row.gated and row.metric.startswith("kd")] == ["kd@scenes-clip"]
 
 
 def test_quality_of_other_images_or_weights_is_not_compared(tmp_path):
@@ -148,8 +147,44 @@ def test_a_tolerance_makes_another_number_gated(tmp_path):
     head["quality"]["values"]["precision@scenes-clip"]["value"] *= 0.5
     folder = compared(tmp_path, [base], [head])
     assert not check(folder)[0].of("regressed")
-    found = check(folder, tolerance=tolerances(["precision=10%"]))[0].of("regressed")
+    found = check(folder, limits=limits_of(["precision=10%"]))[0].of("regressed")
     assert [row.metric for row in found] == ["precision@scenes-clip"]
+
+
+def test_the_last_rule_that_fits_a_cell_holds(tmp_path):
+    slower = [speed(resolution=r, seed=1, factor=1.1) for r in (64, 128)]
+    rules = [["*", "latency", 0.05, True], ["ldm/speed/64x64/*", "latency", 0.2, True]]
+    folder = compared(tmp_path, [speed(resolution=r) for r in (64, 128)], slower, tolerance=rules)
+
+    def slow(*words):
+        return [row.key.split("/")[2] for row in check(folder, limits=limits_of(words))[0].of("regressed")]
+
+    assert slow() == ["128x128"]
+    assert slow("ldm:latency=20%") == []
+    assert slow("speed:latency=20%", "latency=5%") == ["128x128", "64x64"]
+    assert slow("ldm/speed/*x*/steps=50:latency=20%") == []
+    assert slow("infd:latency=1%") == ["128x128"]
+
+
+def test_the_code_against_itself_counts_false_alarms_and_tells_where_the_noise_is_large(tmp_path):
+    quiet, loud = speed(seed=2), speed(resolution=128, seed=2)
+    for process, factor in zip(loud["speed"]["processes"], (0.98, 1.05, 0.9, 1.06, 1.0)):
+        process["latency_s"] = [x * factor for x in process["latency_s"]]
+    folder = compared(tmp_path, [speed(), speed(resolution=128)], [quiet, loud], itself=True)
+    alarms, noise = check(folder)[0].notes
+    assert alarms == "both sides are the same code: 0 of 4 numbers judged over pairs of processes are false alarms"
+    allowed = json.loads(noise[noise.index("check: {cells: ") + len("check: {cells: "):-1])
+    assert noise.startswith("3 times their noise is more than the tolerance in 1 cell; in the benchmark file: check:")
+    (word,) = allowed["ldm/speed/128x128/steps=50"].values()
+    pairs = np.log([h["latency_s"][2] / b["latency_s"][2] for b, h in zip(speed(resolution=128)["speed"]["processes"],
+                                                                           loud["speed"]["processes"])])
+    assert int(word.removesuffix("%")) == pytest.approx(100 * 3 * pairs.std(ddof=1) / 5**0.5, rel=0.25)
+    assert len(check(folder, limits=limits_of([f"ldm/speed/128x128/*:latency={word}"]))[0].notes) == 1
+    slow = compared(tmp_path / "slow", [speed()], [speed(seed=1, factor=1.1)], itself=True)
+    assert "1 of 2 numbers judged over pairs of processes is a false alarm" in check(slow)[0].notes[0]
+    for told in (verdicts.table, verdicts.markdown, verdicts.to_json):
+        assert "is a false alarm" in told(check(slow)[0])
+    assert not check(compared(tmp_path / "other", [speed()], [speed(seed=1)]))[0].notes
 
 
 # -- cells -----------------------------------------------------------------------------------------------------------------
@@ -399,16 +434,16 @@ def test_nan_in_a_record_is_lost(tmp_path):
 
 def test_a_compare_file_that_cannot_be_read(tmp_path):
     folder = compared(tmp_path, [speed()], [speed()])
-    for text, words in (("{", "cannot be read"), ('{"schema": 2}', "schema 2, this hibench reads 1")):
+    for text, words in (("{", "cannot be read"), ('{"schema": 1}', "schema 1, this hibench reads 2")):
         (folder / "compare.json").write_text(text)
         with pytest.raises(NoBaseline, match=words):
             check(folder)
 
 
-@pytest.mark.parametrize("word", ["latency", "latency=fast", "latency=-1%", "latancy=5%", "latency=nan"])
+@pytest.mark.parametrize("word", ["latency", "latency=fast", "latency=-1%", "latancy=5%", "latency=nan", "ldm:latancy=5%"])
 def test_bad_tolerances(word):
     with pytest.raises(SpecError, match="--tolerance"):
-        tolerances([word])
+        limits_of([word])
 
 
 # -- how it is told ------------------------------------------------------------------------------------------------------------

@@ -13,14 +13,16 @@ import pytest
 
 from hibench import cli, compare, revisions
 from hibench.cells import Cell
-from hibench.check import COMPARE_FILE, check
+from hibench.check import COMPARE_FILE, COMPARE_SCHEMA, check, read_compare
 from hibench.engines import Exit, LocalEngine
 from hibench.errors import NoBaseline, SpecError
 from hibench.gate import PairRule
 from hibench.judge import DEFAULTS
+from hibench.limits import Limits, Rule
 from hibench.prepare import Task, Verdict
 from hibench.progress import Progress
 from hibench.runner import Options, Run
+from hibench.spec import Tolerance
 from hibench.store import Store
 
 SLEEPER = Path(__file__).parent / "sleeper.py"
@@ -69,7 +71,7 @@ def sides(tmp_path, tasks, engines):
         runs[side] = Run(list(tasks[side]), Store(tmp_path / side), ENV, Options(), Progress(0, silent=True), engines[side])
         runs[side].store.create()
     (tmp_path / COMPARE_FILE).write_text(json.dumps(
-        {"schema": 1, "base": {"label": "b"}, "head": {"label": "h"}, "tolerance": {}}))
+        {"schema": COMPARE_SCHEMA, "base": {"label": "b"}, "head": {"label": "h"}, "itself": False, "tolerance": []}))
     return runs
 
 
@@ -79,7 +81,7 @@ def run_fake(tmp_path, seconds, base=None, head=None, rule=None, calls=None):
     head = base if head is None else head
     calls, said = [] if calls is None else calls, []
     runs = sides(tmp_path, {"base": base, "head": head}, {side: Fake(side, seconds, calls) for side in ("base", "head")})
-    code = compare.measure(runs, dict(DEFAULTS), rule or PairRule(), said.append)
+    code = compare.measure(runs, Limits(DEFAULTS), rule or PairRule(), said.append)
     return calls, said, code
 
 
@@ -189,6 +191,21 @@ def test_a_side_plans_by_its_own_code(tmp_path):
         revisions.plan(revisions.here(), tmp_path / "none.yaml", tmp_path / "work")
 
 
+def test_a_comparison_of_the_code_with_itself_is_noted(tmp_path):
+    planned, same = revisions.Planned([task()], ENV, {}), revisions.Revision("HEAD", "abc", False)
+    rules = [Rule("m", "latency", Tolerance(0.08, True))]
+    for head, cells, itself in ((same, planned, True), (revisions.Revision("other", "def", False), planned, False),
+                                (revisions.Revision("changed", "abc", True), planned, False),
+                                (same, revisions.Planned([task("other")], ENV, {}, rules), False)):
+        compare._note(tmp_path, {"base": same, "head": head}, {"base": planned, "head": cells}, 9)
+        noted = read_compare(tmp_path)
+        assert noted["itself"] is itself
+        assert noted["limits"].rules == cells.limits
+    folder = revisions.Revision("a folder")
+    compare._note(tmp_path, {"base": folder, "head": folder}, {"base": planned, "head": planned}, 9)
+    assert read_compare(tmp_path)["itself"] is False
+
+
 def test_sides_that_are_too_far_apart(tmp_path, monkeypatch):
     (tmp_path / "b.yaml").write_text(SPEC)
     old = tmp_path / "old" / "hibench"
@@ -196,7 +213,7 @@ def test_sides_that_are_too_far_apart(tmp_path, monkeypatch):
     (old / "__init__.py").write_text("")
     with revisions.open_revision(str(old.parent), tmp_path / "w", print) as side, pytest.raises(NoBaseline, match="too old"):
         revisions.plan(side, tmp_path / "b.yaml", tmp_path / "w")
-    said = {"protocol": 0, "env": ENV, "sweeps": {}, "tolerance": {}, "tasks": []}
+    said = {"protocol": 0, "env": ENV, "sweeps": {}, "tolerance": [], "tasks": []}
     monkeypatch.setattr(revisions, "_ask", lambda *_: said)
     with pytest.raises(NoBaseline, match="measures by protocol 0"):
         revisions.plan(revisions.here(), tmp_path / "b.yaml", tmp_path / "w")
@@ -236,7 +253,7 @@ def run_sleepers(tmp_path, base, head, rule=None):
     """Measure tasks in real processes of tests/sleeper.py; returns the report."""
     engines = {side: LocalEngine((sys.executable, str(SLEEPER))) for side in ("base", "head")}
     runs = sides(tmp_path, {"base": base, "head": head}, engines)
-    compare.measure(runs, dict(DEFAULTS), rule or PairRule(), lambda text: None)
+    compare.measure(runs, Limits(DEFAULTS), rule or PairRule(), lambda text: None)
     return check(tmp_path)[0]
 
 

@@ -70,6 +70,8 @@ def test_every_key_is_read(monkeypatch):
     assert not two.default
     assert read.check.tolerance == {"latency": Tolerance(0.05, True), "vram": Tolerance(0.005, True),
                                     "drift": Tolerance(0.02, False), "fid": Tolerance(0.03, True)}
+    assert read.check.cells == {"first": {"latency": Tolerance(0.08, True)},
+                                "*/quality/64x*": {"fid": Tolerance(0.04, True), "kid": Tolerance(0.5, False)}}
 
 
 def test_scenes_is_there_without_being_named(write):

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from hibench.verbs.arguments import Device, Json, check_device, resolution_of, words
+from hibench.errors import SpecError
+from hibench.verbs.arguments import DEVICE, Device, Json, Only, Set, check_device, resolution_of, words
 
 __all__ = ["check", "contract", "doctor", "score"]
 
@@ -73,15 +74,25 @@ def contract(
     return run_conformance(method, device=device, as_json=as_json)
 
 
-def doctor(strict: Annotated[bool, Option("--strict", help="Fail where the machine is not fit.")] = False) -> int:
-    """Say whether this machine is fit to measure.
+def doctor(
+    spec: Annotated[Path | None, Argument(metavar="[SPEC]", help="Look at what this benchmark file needs, too.")] = None,
+    only: Only = None,
+    set_: Set = None,
+    device: Annotated[str | None, Option("--device", metavar=DEVICE, help="Instead of the file's.")] = None,
+    strict: Annotated[bool, Option("--strict", help="Fail where the machine is not fit.")] = False,
+) -> int:
+    """Say whether this machine is fit to measure, and whether it has what a benchmark file needs.
 
     \b
       hibench doctor
+      hibench doctor benchmarks.yaml --only nightly --strict
     """
+    check_device(device or "auto")
     from hibench.doctor import run_doctor
 
-    return run_doctor(strict=strict)
+    if spec is None and (only or set_ or device):
+        raise SpecError("--only, --set and --device choose cells of a benchmark file; write hibench doctor SPEC ...")
+    return run_doctor(strict=strict, spec=spec, only=words(only), overrides=set_ or (), device=device)
 
 
 def check(
@@ -90,7 +101,7 @@ def check(
     baseline: Annotated[Path | None, Option("--baseline", metavar="FILE", help="E.g. reports/baselines/cpu.json.")] = None,
     only: Annotated[list[str] | None, Option("--only", metavar="NAME", help="Methods, kinds or globs over keys.")] = None,
     tolerance: Annotated[list[str] | None, Option("--tolerance", metavar="NAME=VALUE", help=(
-        "E.g. latency=10% or drift=0.05; repeat for more. Without: those of the benchmark file."))] = None,
+        "E.g. latency=10%, drift=0.05 or ldm:latency=8%; repeat for more. Without: those of the benchmark file."))] = None,
     strict: Annotated[bool, Option("--strict", help="Exit with 4 when something stays unsure.")] = False,
     everything: Annotated[bool, Option("--all", help="Show every number, also those that are ok or not judged.")] = False,
     as_json: Json = False,
