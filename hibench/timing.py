@@ -8,21 +8,23 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hibench.adapter import Stage
 from hibench.stages import Event, HostEvent, ImageTrace, RecordingStage, cuda_event
 
 __all__ = [
-    "Clock", "Measurement", "bootstrap_ci", "compile_counters", "host_bound", "mad", "measure", "outliers", "percentile",
-    "quiet_gc", "summarise", "warmed_up",
+    "Clock", "Measurement", "bootstrap_ci", "compile_counters", "contended", "host_bound", "mad", "measure", "outliers",
+    "percentile", "quiet_gc", "summarise", "waited_s", "warmed_up",
 ]
 
 WARM_WITHIN = 0.02                     # the last two warm-up images differ by less than this ...
 WARM_EXTRA = 5                         # ... or this many extra warm-up images were spent
 HOST_BOUND = 0.10                      # share of the wall time during which the device had nothing left to do
+WAIT_SHARE, WAIT_FLOOR_S = 0.05, 0.05  # of the timed seconds, and at least: threads that wait longer for a core are disturbed
 MODIFIED_Z = 3.5                       # Iglewicz and Hoaglin's rule for outliers, as in hyperfine
 
 
@@ -57,6 +59,7 @@ class Measurement:
     step_s: list[float] = field(default_factory=list)           # all steps of all timed images
     effective: dict[str, int | float] = field(default_factory=dict)
     cpu_user_s: float = 0.0                                     # user CPU time of the timed loop
+    cpu_wait_s: float | None = None                             # its threads were ready to run, and had no core; None = unknown
 
     @property
     def warmup_images(self) -> int:
@@ -89,6 +92,17 @@ def warmed_up(seconds: Sequence[float], warmup: int) -> bool:
     return abs(last - before) <= WARM_WITHIN * max(last, before)
 
 
+def waited_s(tasks: Path = Path("/proc/self/task")) -> float | None:
+    """Seconds that the living threads of this process have been ready to run without a core; None where Linux does not tell."""
+    total, known = 0, False
+    with suppress(OSError):
+        for task in tasks.iterdir():
+            with suppress(OSError, ValueError, IndexError):     # a thread may end meanwhile
+                total += int((task / "schedstat").read_text().split()[1])
+                known = True
+    return total / 1e9 if known else None
+
+
 def measure(generate: Callable[[int, Stage], Any], *, device: str = "cpu", images: int = 10, warmup: int = 2,
             max_seconds: float | None = None, steps: int | None = None, first_seed: int = 0,
             check: Callable[[Any, ImageTrace], None] | None = None, clock: Clock | None = None,
@@ -118,7 +132,7 @@ def measure(generate: Callable[[int, Stage], Any], *, device: str = "cpu", image
     del output
     gpu: list[float] = []
     spent = 0.0
-    user = os.times().user
+    user, waited = os.times().user, waited_s()
     with quiet_gc():
         while len(result.latency_s) < images and (max_seconds is None or spent < max_seconds or not result.latency_s):
             seconds, gpu_s, output, trace = _one(generate, seed, steps, clock)
@@ -134,6 +148,8 @@ def measure(generate: Callable[[int, Stage], Any], *, device: str = "cpu", image
             spent += seconds
             seed += 1
     result.cpu_user_s = os.times().user - user
+    end = waited_s()
+    result.cpu_wait_s = None if waited is None or end is None else max(0.0, end - waited)
     result.gpu_s = gpu if clock.device_events else None
     return result
 
@@ -151,6 +167,11 @@ def _one(generate: Callable[[int, Stage], Any], seed: int, steps: int | None,
     clock.synchronise()
     wall_ns = clock.now_ns() - start_ns
     return wall_ns / 1e9, begin.elapsed_time(end) / 1e3, output, stage.finish()
+
+
+def contended(latency_s: Sequence[float], cpu_wait_s: float | None) -> bool:
+    """True when threads waited for a core for more than 5 % of the timed seconds, and for more than 50 ms."""
+    return cpu_wait_s is not None and cpu_wait_s > max(WAIT_FLOOR_S, WAIT_SHARE * sum(latency_s))
 
 
 def host_bound(latency_s: Sequence[float], gpu_s: Sequence[float] | None) -> bool:

@@ -119,7 +119,8 @@ def run_speed(cell: CellJob) -> dict[str, Any]:
         first_image_s=timed.first_image_s, warmup_images=timed.warmup_images, warmup_s=timed.warmup_s,
         latency_s=timed.latency_s, gpu_s=timed.gpu_s, stage_s=timed.stage_s, step_s=timed.step_s,
         steps=timed.effective.get("steps", len(timed.step_s) // len(timed.latency_s) or None),
-        nfe=timed.effective.get("nfe"), effective=timed.effective, cpu_user_s=timed.cpu_user_s, **cell.memory.report())
+        nfe=timed.effective.get("nfe"), effective=timed.effective, cpu_user_s=timed.cpu_user_s,
+        cpu_wait_s=timed.cpu_wait_s, **cell.memory.report())
     process.update(energy(cell, gpu), compile=compile_counters(), clock_mhz=None)
     process.update(untimed_pass(cell))
     process.update(device=cell.device,
@@ -180,10 +181,16 @@ def energy(cell: CellJob, gpu: Any) -> dict[str, Any]:
 
 def flags(process: dict[str, Any], is_host_bound: bool) -> list[dict[str, str]]:
     """What a reader of the record should know about this process, one sentence each."""
+    from hibench.timing import contended
+
     found = []
     if is_host_bound:
         found.append({"name": "host_bound", "text": "the GPU was idle for more than 10 % of each image: "
                       "the CPU or Python sets the pace"})
+    if process.get("device") == "cpu" and contended(process["latency_s"], process["cpu_wait_s"]):
+        share = process["cpu_wait_s"] / sum(process["latency_s"])
+        found.append({"name": "contended", "text": f"threads waited for a core, together during {share:.0%} of the time: other "
+                      "processes used the CPU, or the method has more threads than there are cores"})
     if process.get("alloc_retries"):
         found.append({"name": "alloc_retries", "text": f"the allocator freed its cache {process['alloc_retries']} time(s): "
                       "memory was nearly full, and times are longer for it"})

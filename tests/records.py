@@ -98,7 +98,7 @@ def _speed(method: str, height: int, width: int, steps: int | None, sparsity: fl
             "peak_device_source": None, "idle_rss_bytes": 400 * 2**20, "peak_rss_bytes": 400 * 2**20 + mine,
             "stage_peak_bytes": {},
             "flops": int(4e9 * pixels * (steps or 50)), "flops_source": "FlopCounterMode", "energy_j_per_image": None,
-            "energy_window_s": None, "idle_w": None, "clock_mhz": None, "cpu_user_s": 1.0})
+            "energy_window_s": None, "idle_w": None, "clock_mhz": None, "cpu_user_s": 1.0, "cpu_wait_s": 0.0})
     return {"processes": processes, "latency_p50_s": centre, "latency_p90_s": centre * 1.03,
             "latency_ci_s": [centre * 0.985, centre * 1.018], "images": 50, "load_s": 0.31, "first_image_s": centre * 1.4,
             "peak_bytes": peak + 2**18, "peak_source": "cuda-allocated" if on_gpu else "rss-over-idle",

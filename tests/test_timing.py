@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -17,6 +20,7 @@ from hibench.timing import (
     Clock,
     bootstrap_ci,
     compile_counters,
+    contended,
     host_bound,
     mad,
     measure,
@@ -24,6 +28,7 @@ from hibench.timing import (
     percentile,
     quiet_gc,
     summarise,
+    waited_s,
     warmed_up,
 )
 
@@ -399,3 +404,42 @@ def test_cuda_stages_and_steps_are_timed_by_events():
     assert sum(result.step_s) == pytest.approx(sum(result.stage_s["denoise"]), rel=0.2)
     assert statistics.median(result.stage_s["decode"]) > 5 * statistics.median(result.step_s)
     assert all(gpu <= wall for gpu, wall in zip(result.gpu_s, result.latency_s))
+
+
+def test_waiting_for_a_core_is_read_from_the_scheduler(tmp_path):
+    for name, text in (("1", "500 2000000000 3"), ("2", "700 500000000 1"), ("gone", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "schedstat").write_text(text)
+    assert waited_s(tmp_path) == 2.5
+    assert waited_s(tmp_path / "1") is None                                   # a kernel that does not tell
+    assert waited_s(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(("latency", "waited", "disturbed"), [
+    ([1.0, 1.0], 0.2, True), ([1.0, 1.0], 0.08, False), ([0.001], 0.04, False), ([1.0], None, False)])
+def test_what_counts_as_contended(latency, waited, disturbed):
+    assert contended(latency, waited) is disturbed
+
+
+@pytest.mark.skipif(waited_s() is None or not hasattr(os, "sched_setaffinity"), reason="the kernel keeps no schedstat")
+def test_a_process_that_takes_half_of_our_core_is_seen():
+    def work(seed, stage):
+        with stage("denoise"):
+            end = time.thread_time() + 0.1
+            while time.thread_time() < end:
+                pass
+            stage.step()
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        other = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
+        try:
+            other.stdout.readline()
+            shared = measure(work, images=3, warmup=1)
+        finally:
+            other.kill()
+            other.communicate()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert contended(shared.latency_s, shared.cpu_wait_s)

@@ -31,7 +31,7 @@ PROCESS_FIELDS = {                       # of a speed record
     "replicate", "import_s", "load_s", "first_image_s", "warmup_images", "latency_s", "gpu_s", "stage_s", "step_s", "steps",
     "nfe", "weights_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "peak_device_source",
     "idle_rss_bytes", "peak_rss_bytes", "stage_peak_bytes", "flops", "flops_source", "energy_j_per_image", "energy_window_s",
-    "idle_w", "clock_mhz", "cpu_user_s",
+    "idle_w", "clock_mhz", "cpu_user_s", "cpu_wait_s",
 }
 
 
@@ -195,6 +195,11 @@ def test_flags_are_sentences():
     assert set(names) == {"host_bound", "alloc_retries", "recompiled"}
     assert all(len(text.split()) > 6 for text in names.values())
     assert flags({"alloc_retries": 0, "compile": None}, False) == []
+    waited = {"device": "cpu", "latency_s": [1.0, 1.0], "cpu_wait_s": 0.5}
+    (flag,) = flags(waited, False)
+    assert (flag["name"], flag["text"].split(":")[0]) == (
+        "contended", "threads waited for a core, together during 25% of the time")
+    assert flags({**waited, "device": "cuda"}, False) == []
 
 
 # -- quality ---------------------------------------------------------------------------------------------------------------
