@@ -265,6 +265,12 @@ def test_supports(tiny: PatchDM) -> None:
         tiny.generate((60, 64), 1)
 
 
+def test_guidance_is_that_of_the_weights_unless_asked_for() -> None:
+    assert PatchDM("reference").guidance == 4.0
+    assert PatchDM("reference", {"guidance": 2}).guidance == 2.0
+    assert [PatchDM("random", {"config": name}).guidance for name in ("ffhq256", "nature1024")] == [1.5, 1.0]
+
+
 def test_guidance_and_what_it_leaves_out(tiny: PatchDM) -> None:
     """Scale 1 is one branch; 0 knows neither code nor position."""
     x, codes, times = torch.randn(1, 3, 32, 32), torch.randn(2, 32), np.array([500])

@@ -162,7 +162,7 @@ class PatchDM(Batched):
     def guidance(self) -> float:
         """Scale of classifier-free guidance."""
         chosen = self.options["guidance"]
-        return float(chosen) if chosen is not None else 1.5 if self.config.get("cfg") else 1.0
+        return float(self.config.get("guidance", 1.5 if self.config.get("cfg") else 1.0) if chosen is None else chosen)
 
     def denoiser(self, codes: "Tensor", resolution: Resolution, timesteps: Any,
                  relocate: "Callable[[Tensor], Tensor] | None" = None) -> Denoiser:

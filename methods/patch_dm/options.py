@@ -15,7 +15,7 @@ OPTIONS: dict[str, Any] = {                         # option: default
     "collage": "feature",                           # "feature"; "pixel": the grid of tiles moves; "none": tiles on their own
     "shift": "fixed",                               # collage of pixels: "fixed" (half a patch, every second step) or "random"
     "ema": True,                                    # averaged weights of a checkpoint; false: raw, as official sampling has it
-    "guidance": None,                               # scale of classifier-free guidance; None = 1.5 where trained for it, else 1
+    "guidance": None,                               # scale of classifier-free guidance; None = as configured
     "latent_steps": 50,                             # sampler steps of the prior over codes
     "max_tiles": None,                              # patches in the network at once; None = all. The images are the same
     "positions": "extend",                          # beyond the training grid: go on counting, or "stretch" the trained range

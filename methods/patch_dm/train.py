@@ -36,6 +36,7 @@ CONFIG: dict[str, Any] = {  # official field names; ours: `input_size` and `pool
     "patch_size": PATCH,
     "img_size": RESOLUTION,
     "cfg": True,
+    "guidance": 4.0,                  # 1.5 in the official code
     "beatgans_model_mean_type": "v",  # "eps" in the official configurations
     "beta_scheduler": "cosine",       # "linear" there: four of ten steps then see nothing but noise
     "latent_znormalize": True,
