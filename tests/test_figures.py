@@ -136,7 +136,23 @@ def test_options_sparsity_and_names_choose_the_record() -> None:
     assert found("infty-diff") == dense["id"]
     assert found("infty-diff", resolution=(64, 64)) is None
     assert metric_of(made, "fid") == "fd@scenes-clip"
-    assert metric_of(made, "pfid@32") == "pfid@32"
+    assert metric_of(made, "pfid@32") == "pfid@32"                    # nobody has it
+
+
+def test_crops_are_found_by_their_size_at_the_resolution_of_the_column(tmp_path: Path) -> None:
+    made = []
+    for size in (64, 128):
+        one = records.record("ldm", "quality", size)
+        entry = one["quality"]["values"]["fd@scenes-clip"]
+        one["quality"]["values"] |= {f"pfd@scenes-clip@{crop}/{size}-x1-native-s0": {**entry, "value": float(size + crop)}
+                                     for crop in (32, 64)}
+        made.append(one)
+    columns = "  columns:\n    - {metric: pfid@32, resolution: 64}\n    - {metric: pfid@64, resolution: 128}\n"
+    filled = table_of(tmp_path, TABLE.partition("  columns:")[0] + columns, made)
+    assert [value.value for value in filled.values[0]] == [96.0, 192.0]
+    flat = [rows.flatten(one) for one in made]
+    assert metric_of(flat, "pfid@scenes-clip@64").startswith("pfd@scenes-clip@64/")
+    assert metric_of(flat, "pfid@6") == "pfid@6"
 
 
 @pytest.mark.parametrize(("text", "problem"), [

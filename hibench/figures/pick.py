@@ -66,18 +66,22 @@ def rows_of(rows: list[Row], method: str, at: Cell, kind: str) -> list[Row]:
 def metric_of(rows: list[Row], wanted: str) -> str:
     """The metric in the records that a family or a full name stands for; the wanted name itself where there is none.
 
-    `fid` is met by `fid`, else by `fd@EXTRACTOR`; `pfid@32` by `pfid@32` or `pfd@32@EXTRACTOR`. Of several the one that
-    most records have."""
-    family, _, rest = wanted.partition("@")
+    `fid` is met by `fid`, else by `fd@EXTRACTOR`; `pfid@32` by `pfid@32/256-x1-native-s0` or `pfd@EXTRACTOR@32/256-…`. Of
+    several the one that most records have."""
+    family, *asked = wanted.split("@")
+
+    def meets(name: str) -> bool:
+        head, *parts = name.split("@")
+        return head in (family, OTHER.get(family, family)) and all(
+            any(part == one or part.startswith((f"{one}/", f"{one}-")) for part in parts) for one in asked)
+
     counts: dict[str, int] = {}
     for row in rows:
         for name in row["_metrics"]:
             counts[name] = counts.get(name, 0) + 1
         for name in (*row["_missing"], *row["_inapplicable"]):
             counts.setdefault(name, 0)                    # its reason can be shown
-    heads = [f"{one}@{rest}" if rest else one for one in (family, OTHER.get(family, family))]
-    found = [name for name in counts if name in heads or any(name.startswith(f"{head}@") for head in heads)]
-    return max(sorted(found), key=lambda name: (name == wanted, counts[name]), default=wanted)
+    return max(sorted(filter(meets, counts)), key=lambda name: (name == wanted, counts[name]), default=wanted)
 
 
 def value_of(row: Row, metric: str) -> Value:

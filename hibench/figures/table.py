@@ -33,7 +33,8 @@ def fill(figure: Figure, rows: list[Row]) -> Filled:
     columns: list[list[Value]] = []
     best: set[tuple[int, int]] = set()
     for at, column in enumerate(figure.columns):
-        metric = column.metric if column.metric in FIELDS else metric_of(rows, column.metric)
+        there = [row for row in rows if column.at.resolution in (None, (row["height"], row["width"]))]
+        metric = column.metric if column.metric in FIELDS else metric_of(there, column.metric)
         places = [both(line.at, column.at) for line in figure.lines]
         protocol = common_protocol(rows, list(figure.lines), metric, places)
         values = [pick(rows, line, metric, place, protocol) for line, place in zip(figure.lines, places)]
