@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hibench.engines import Engine, Exit, gpu_of, worker_identity
+from hibench.excerpt import DISTURBED
 from hibench.prepare import Task, Verdict
 from hibench.progress import duration
 from hibench.recording import failed, full_disk, make_record, quality_part, read_verdict, speed_part
@@ -21,7 +22,6 @@ from hibench.worker import shard_lacks, shard_path
 
 __all__ = ["Attempt", "gather", "most_processes", "processes_of", "shards_of", "split", "times"]
 
-CONTAMINATED = frozenset({"throttled", "contended"})           # flags that make a replicate worth repeating once
 PARTS = "parts"                                                # in a staging folder: what workers of one cell make side by side
 MOST = 16                                                      # shards of a part: what is lost with a worker is bounded
 COOL_DOWN_S = 10.0                                             # before a throttled replicate is repeated
@@ -63,9 +63,9 @@ class Attempt:
             if verdict is not None:
                 return verdict
             flags = {flag["name"] for flag in read_json(path)["process"]["flags"]}
-            if not again or not flags & CONTAMINATED:
+            if not again or not flags & DISTURBED:
                 break
-            self.say(f"{self.task.cell.key}: {' and '.join(sorted(flags & CONTAMINATED))}; {doing} is measured once more")
+            self.say(f"{self.task.cell.key}: {' and '.join(sorted(flags & DISTURBED))}; {doing} is measured once more")
             if "throttled" in flags:
                 time.sleep(self.cool_down_s)
         return float(read_json(path)["wall_s"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from hibench.drift import Golden
 from hibench.errors import NoBaseline, SpecError, Unfit
-from hibench.excerpt import SPEED, VALUE
+from hibench.excerpt import DISTURBED, SPEED, VALUE
 from hibench.sides import Side
 from hibench.store import clean_errors, utc_now, write_json
 
@@ -18,7 +18,6 @@ __all__ = ["SCHEMA", "device_of", "read_baseline", "same_device", "write_baselin
 
 SCHEMA = 1
 ENV = ("hardware", "software", "hardware_digest", "software_digest")
-DISTURBED = ("throttled", "contended")
 
 
 def device_of(record: dict[str, Any]) -> str:
@@ -136,7 +135,7 @@ def _refuse(side: Side) -> None:
     for key, record in side.records.items():
         if ((record.get("env") or {}).get("git") or {}).get("dirty"):
             raise Unfit(f"{key} was measured with uncommitted changes; commit them, run again, and then update the baseline")
-        disturbed = sorted({flag["name"] for flag in record.get("flags") or ()} & set(DISTURBED))
+        disturbed = sorted({flag["name"] for flag in record.get("flags") or ()} & DISTURBED)
         if disturbed:
             raise Unfit(f"{key} was measured on a machine that was {' and '.join(disturbed)}; run it again on a quiet one")
         if record["status"] in ("missing", "error", "died", "timeout"):

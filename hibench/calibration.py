@@ -6,7 +6,7 @@ import json
 import math
 
 from hibench.gate import PairRule
-from hibench.judge import DEFAULTS, scaled
+from hibench.judge import scaled
 from hibench.limits import Limits
 from hibench.stats import t_quantile
 from hibench.verdicts import Report, Row
@@ -24,16 +24,13 @@ def noise(row: Row) -> float | None:
 
 
 def calibration(report: Report, limits: Limits) -> list[str]:
-    """Sentences about a report whose two sides are the same code: false alarms, and the tolerances that the noise asks for.
-
-    `limits` go over `DEFAULTS`."""
+    """Sentences about a report whose two sides are the same code: false alarms, and the tolerances that the noise asks for."""
     judged = [(row, found) for row in report.rows if row.gated and (found := noise(row)) is not None]
     if not judged:
         return []
     alarms = sum(row.verdict == "regressed" for row, _ in judged)
     told = [f"both sides are the same code: {alarms} of {len(judged)} numbers judged over pairs of processes "
             f"{'is a false alarm' if alarms == 1 else 'are false alarms'}"]
-    limits = Limits(DEFAULTS, limits.rules)
     wider: dict[str, dict[str, str]] = {}
     for row, error in judged:
         limit, room = limits.of(row.key, row.metric), math.expm1(NOISES * error)

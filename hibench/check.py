@@ -9,8 +9,8 @@ from typing import Any
 
 from hibench.calibration import calibration
 from hibench.errors import EXIT_OK, NoBaseline, SpecError, did_you_mean
-from hibench.judge import INTERLEAVED, SESSIONS, STORED, check_sides
-from hibench.limits import EVERYWHERE, Limits, Rule, of_check
+from hibench.judge import DEFAULTS, INTERLEAVED, SESSIONS, STORED, check_sides
+from hibench.limits import EVERYWHERE, Limits, Rule, from_json, of_check
 from hibench.record_index import without_collector
 from hibench.sides import Side, read_side, wanted
 from hibench.spec import Tolerance
@@ -47,15 +47,14 @@ def run_check(first: Path, second: Path | None = None, *, baseline: Path | None 
 
 
 def check(first: Path, second: Path | None = None, *, baseline: Path | None = None, only: Sequence[str] = (),
-          limits: Limits | None = None) -> tuple[Report, Side]:
+          limits: Sequence[Rule] = ()) -> tuple[Report, Side]:
     """The report, and the head side that it is about.
 
     Two directories: base and head. One: a compare directory, or results that need a `baseline`; a compare directory with a
     `baseline` is checked both ways. `limits` go over those of the benchmark file. NoBaseline says what is missing.
     """
     said = read_compare(first if second is None else _parent(first, second))
-    allowed = Limits(said["limits"].rules if said else (), _of_spec(first if second is None else second),
-                     limits.rules if limits else ())
+    allowed = Limits(DEFAULTS, said["limits"] if said else (), _of_spec(first if second is None else second), limits)
     if second is not None or said is not None:
         base_dir, head_dir = (first, second) if second is not None else (first / "base", first / "head")
         labels = (said["base"], said["head"]) if said else (None, None)
@@ -85,12 +84,12 @@ def read_compare(folder: Path | None) -> dict[str, Any] | None:
         if data["schema"] != COMPARE_SCHEMA:
             raise NoBaseline(f"{path}: schema {data['schema']}, this hibench reads {COMPARE_SCHEMA}; compare again")
         return {"base": str(data["base"]["label"]), "head": str(data["head"]["label"]), "itself": data["itself"] is True,
-                "limits": Limits.from_json(data["tolerance"])}
+                "limits": from_json(data["tolerance"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NoBaseline(f"{path}: cannot be read ({type(error).__name__}: {error}); compare again") from error
 
 
-def limits_of(words: Sequence[str]) -> Limits:
+def limits_of(words: Sequence[str]) -> list[Rule]:
     """`latency=5%`, `drift=0.02`, `ldm:latency=8%` (in cells of a method, a kind or a glob); SpecError otherwise."""
     from hibench.metrics.plan import FAMILIES
     from hibench.spec_reader import TOLERANCES
@@ -108,7 +107,7 @@ def limits_of(words: Sequence[str]) -> Limits:
         if not 0 <= value < 1e12:
             raise SpecError(f"--tolerance {word}: write e.g. latency=5%, drift=0.02 or ldm:latency=8%")
         found.append(Rule(where or EVERYWHERE, name, Tolerance(value, text.strip().endswith("%"))))
-    return Limits(found)
+    return found
 
 
 def _parent(base: Path, head: Path) -> Path | None:
@@ -156,7 +155,7 @@ def _update(results: Path, baseline: Path, only: Sequence[str], tolerance: Seque
     head = read_side(results, only)
     if baseline.is_file():
         try:
-            allowed = Limits(_of_spec(results), limits_of(tolerance).rules)
+            allowed = Limits(DEFAULTS, _of_spec(results), limits_of(tolerance))
             print(write_outputs(_against(head, baseline, only, allowed), everything=True))
         except NoBaseline as error:
             print(f"the old baseline says nothing: {error}")

@@ -15,7 +15,7 @@ from hibench.engines import LocalEngine
 from hibench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, SpecError
 from hibench.gate import PairRule
 from hibench.judge import DEFAULTS, open_numbers
-from hibench.limits import Limits
+from hibench.limits import Limits, to_json
 from hibench.prepare import Task, Verdict
 from hibench.progress import Progress
 from hibench.recording import make_record
@@ -86,11 +86,10 @@ def run_compare(spec: Path, *, base: str | None = None, head: str | None = None,
 def _note(out: Path, sides: dict[str, Revision], plans: dict[str, Planned], pairs: int) -> None:
     """compare.json: what the two sides are, whether they are the same code, and the limits of the head's benchmark file."""
     said = {side: {"label": sides[side].label, "commit": sides[side].commit} for side in SIDES}
-    code = {(side.commit, side.dirty) for side in sides.values()}
-    cells = [[task.id for task in planned.tasks] for planned in plans.values()]
-    itself = len(code) == 1 and code.pop()[1] is False and cells[0] == cells[1]
+    base, head = ((sides[side].commit, sides[side].dirty, [task.id for task in plans[side].tasks]) for side in SIDES)
+    itself = base == head and base[1] is False
     write_json(out / COMPARE_FILE, {"schema": COMPARE_SCHEMA, **said, "itself": itself, "pairs": pairs, "at": utc_now(),
-                                    "tolerance": Limits(plans["head"].limits).to_json(), "hibench": hibench.__version__})
+                                    "tolerance": to_json(plans["head"].limits), "hibench": hibench.__version__})
 
 
 def _manifest(run: Run, planned: Planned, spec: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from hibench.record_index import interned
 
-__all__ = ["PER_PROCESS", "SPEED", "VALUE", "excerpt"]
+__all__ = ["DISTURBED", "PER_PROCESS", "SPEED", "VALUE", "excerpt"]
 
 RECORD = ("key", "id", "kind", "status", "reason", "failure", "flags", "env", "device", "hibench", "started_at", "drift")
+DISTURBED = frozenset({"throttled", "contended"})              # flags that say that the machine disturbed a measurement
 SPEED = ("nfe", "flops", "weights_bytes", "peak_bytes", "peak_source", "latency_p50_s", "first_image_s", "load_s")
 VALUE = ("value", "pm", "n", "n_reference", "extractor", "weights_sha256", "resize", "reference_digest", "better")
 PER_PROCESS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {                        # unit, number of a process

@@ -11,7 +11,7 @@ from typing import Any
 from hibench import gate
 from hibench.drift import compare as compare_images
 from hibench.errors import HibenchError
-from hibench.excerpt import PER_PROCESS, VALUE, excerpt
+from hibench.excerpt import DISTURBED, PER_PROCESS, VALUE, excerpt
 from hibench.gate import OK, REGRESSED, UNSURE, Decision, PairRule
 from hibench.limits import Limits, everywhere
 from hibench.lines import number
@@ -29,7 +29,6 @@ DEFAULTS = everywhere({
     "fid": Tolerance(0.03, True), "kid": Tolerance(0.03, True), "clip-score": Tolerance(0.03, True)})
 RESIDENT_BYTES = 2 * 2**20                # a resident set moves by this much for no reason
 ROUNDING = 2 / 255                        # the largest pixel that an adapter may move by batching (DESIGN 3)
-DISTURBED = ("throttled", "contended")
 ALIAS = {"fd": "fid", "kd": "kid"}
 PROTOCOL = tuple(name for name in VALUE if name not in ("value", "pm", "better"))   # alike in values that can be compared
 SUMMARY = {"latency": "latency_p50_s", "first_image": "first_image_s", "load": "load_s", "memory": "peak_bytes"}
@@ -51,9 +50,9 @@ def check_sides(base: Side, head: Side, *, how: str = SESSIONS, limits: Limits |
     """Every number of every cell of both sides, whose records are excerpts (`hibench.excerpt`) or baseline cells.
 
     `how`: INTERLEAVED (replicate i of base was measured next to replicate i of head), SESSIONS (at another time), or STORED
-    (base is a baseline file: times are shown only). `limits` go over `DEFAULTS`; a number without one is shown only.
+    (base is a baseline file: times are shown only). `limits`: None = `DEFAULTS`; a number without one is shown only.
     """
-    pairing = _Pairing(how, Limits(DEFAULTS, limits.rules if limits else ()), rule or PairRule(), networks)
+    pairing = _Pairing(how, limits or Limits(DEFAULTS), rule or PairRule(), networks)
     report = Report(base.label, head.label, warnings=[*base.problems, *head.problems])
     _warn_about_machines(report, base, head)
     for key in sorted({*base.records, *head.records}):
@@ -161,7 +160,7 @@ def _judged(row: Row, base: dict[str, Any], head: dict[str, Any], old: list[floa
         assert decision is not None
     else:
         decision = gate.judge_sessions(old, new, rule, drift=row.unit == "s", what=_word(row.metric))
-    disturbed = sorted({flag["name"] for record in (base, head) for flag in record.get("flags") or ()} & set(DISTURBED))
+    disturbed = sorted({flag["name"] for record in (base, head) for flag in record.get("flags") or ()} & DISTURBED)
     judged = _with(row, decision)
     if disturbed and judged.verdict == REGRESSED:
         told = f"{judged.text}; the machine was {' and '.join(disturbed)}"

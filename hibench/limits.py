@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from hibench.sides import wanted
 from hibench.spec import Check, Tolerance
 
-__all__ = ["EVERYWHERE", "Limits", "Rule", "everywhere", "of_check"]
+__all__ = ["EVERYWHERE", "Limits", "Rule", "everywhere", "from_json", "of_check", "to_json"]
 
 EVERYWHERE = "*"
 
@@ -26,9 +27,8 @@ class Limits:
 
     def __init__(self, *layers: Iterable[Rule]) -> None:
         """`layers`: each goes over those before it."""
-        self.rules = [rule for layer in layers for rule in layer]
         self._by_name: dict[str, list[Rule]] = {}
-        for rule in self.rules:
+        for rule in chain(*layers):
             self._by_name.setdefault(rule.name, []).append(rule)
 
     def of(self, key: str, name: str) -> Tolerance | None:
@@ -38,15 +38,15 @@ class Limits:
                 return tolerance
         return None
 
-    def to_json(self) -> list[list[Any]]:
-        """[where, name, value, relative] of every rule, in order."""
-        return [[where, name, tolerance.value, tolerance.relative] for where, name, tolerance in self.rules]
 
-    @classmethod
-    def from_json(cls, data: Any) -> Limits:
-        """What `to_json` made; ValueError, TypeError or KeyError for anything else."""
-        return cls(Rule(str(where), str(name), Tolerance(float(value), bool(relative)))
-                   for where, name, value, relative in data)
+def to_json(rules: Iterable[Rule]) -> list[list[Any]]:
+    """[where, name, value, relative] of every rule, in order."""
+    return [[where, name, tolerance.value, tolerance.relative] for where, name, tolerance in rules]
+
+
+def from_json(data: Any) -> list[Rule]:
+    """What `to_json` made; ValueError, TypeError or KeyError for anything else."""
+    return [Rule(str(where), str(name), Tolerance(float(value), bool(relative))) for where, name, value, relative in data]
 
 
 def everywhere(tolerances: Mapping[str, Tolerance]) -> list[Rule]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from hibench.prepare import Task
 __all__ = ["look_ahead"]
 
 TOLD = 5                                   # reasons of one sort
-TRUNKS = {"lpips": "alexnet", "psim": "vgg16"}                   # metrics of pairs and the published network below them
 
 
 def look_ahead(spec: Path, only: Sequence[str] = (), overrides: Sequence[str] = (), device: str | None = None) -> list[Check]:
@@ -32,8 +32,8 @@ def look_ahead(spec: Path, only: Sequence[str] = (), overrides: Sequence[str] = 
 
 def _cells(tasks: Sequence[Task]) -> Iterator[Check]:
     """Cells that cannot run, by reason."""
-    lost = _counted(task.verdict.reason for task in tasks if task.verdict and task.verdict.status != "skip")
-    skipped = _counted(task.verdict.reason for task in tasks if task.verdict and task.verdict.status == "skip")
+    lost = Counter(task.verdict.reason for task in tasks if task.verdict and task.verdict.status != "skip")
+    skipped = Counter(task.verdict.reason for task in tasks if task.verdict and task.verdict.status == "skip")
     for reason, count in list(lost.items())[:TOLD]:
         yield Check("cells", "fail", f"{count} of {len(tasks)} cells cannot run", reason)
     run = len(tasks) - sum(lost.values()) - sum(skipped.values())
@@ -47,7 +47,7 @@ def _cells(tasks: Sequence[Task]) -> Iterator[Check]:
 def _networks(tasks: Iterable[Task]) -> Iterator[Check]:
     """Published networks that metrics need: there, and as published."""
     from hibench.features import EXTRACTORS
-    from hibench.metrics.plan import parse
+    from hibench.metrics.plan import TRUNKS, parse
     from hibench.weights import resolve
 
     wanted: dict[str, str] = {}                                  # weights by name, and the metric that asks first
@@ -77,7 +77,7 @@ def _references(tasks: Iterable[Task]) -> Iterator[Check]:
     for task in tasks:
         cell, settings = task.cell, task.cell.settings
         definition = settings["reference"]
-        name = definition["name"] if isinstance(definition, dict) else str(definition)
+        name = definition["name"]
         _, count, (height, width) = asked.get(name, (None, 0, (0, 0)))
         asked[name] = (definition, max(count, settings["images"]), (max(height, cell.height), max(width, cell.width)))
     for name, (definition, count, (height, width)) in asked.items():
@@ -96,10 +96,3 @@ def _references(tasks: Iterable[Task]) -> Iterator[Check]:
                         "add images: distances of few images are biased")
         else:
             yield Check("reference", "ok", here)
-
-
-def _counted(reasons: Iterable[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for reason in reasons:
-        found[reason] = found.get(reason, 0) + 1
-    return found

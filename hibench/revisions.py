@@ -21,7 +21,7 @@ from typing import Any
 import hibench
 from hibench.cells import PROTOCOL, Cell
 from hibench.errors import HibenchError, NoBaseline, SpecError
-from hibench.limits import Limits, Rule
+from hibench.limits import Rule, from_json
 from hibench.prepare import Task, Verdict
 
 __all__ = ["Planned", "Revision", "here", "open_revision", "plan"]
@@ -213,4 +213,4 @@ def _planned(side: Revision, said: dict[str, Any]) -> Planned:
                       Verdict(**t["verdict"]) if t["verdict"] else None) for t in said["tasks"]]
     except (SpecError, TypeError) as error:
         raise NoBaseline(f"{side.label} describes cells in another way ({error}); it is too far from this hibench") from error
-    return Planned([replace(task) for task in tasks], env, said["sweeps"], Limits.from_json(said["tolerance"]).rules)
+    return Planned([replace(task) for task in tasks], env, said["sweeps"], from_json(said["tolerance"]))

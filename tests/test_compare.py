@@ -200,7 +200,7 @@ def test_a_comparison_of_the_code_with_itself_is_noted(tmp_path):
         compare._note(tmp_path, {"base": same, "head": head}, {"base": planned, "head": cells}, 9)
         noted = read_compare(tmp_path)
         assert noted["itself"] is itself
-        assert noted["limits"].rules == cells.limits
+        assert noted["limits"] == cells.limits
     folder = revisions.Revision("a folder")
     compare._note(tmp_path, {"base": folder, "head": folder}, {"base": planned, "head": planned}, 9)
     assert read_compare(tmp_path)["itself"] is False

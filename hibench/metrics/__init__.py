@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hibench.errors import HibenchError
-from hibench.metrics.plan import FAMILIES, FAMILY, parse
+from hibench.metrics.plan import FAMILIES, FAMILY, TRUNKS, parse
 from hibench.metrics.shards import merge_shards
 
 if TYPE_CHECKING:
@@ -124,7 +124,6 @@ def describe() -> list[dict[str, Any]]:
     from hibench import features, weights
 
     known = {row["name"]: row for row in features.describe()}
-    trunks = {"lpips": "alexnet", "psim": "vgg16"}
     rows = []
     for family in FAMILY.values():
         row: dict[str, Any] = {
@@ -139,7 +138,7 @@ def describe() -> list[dict[str, Any]]:
         }
         if family.extractor is not None and not known[family.extractor]["available"]:
             row |= {"available": False, "why": f"no weights for {family.extractor}", "next": known[family.extractor]["next"]}
-        trunk = trunks.get(family.name)
+        trunk = TRUNKS.get(family.name)
         if trunk and weights.find(trunk) is None:
             row |= {"available": False, "why": f"no weights for {trunk}", "next": f"hibench fetch {trunk}"}
         rows.append(row)

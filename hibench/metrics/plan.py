@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hibench.extractors.pixels import Seams
     from hibench.features import Extractor
 
-__all__ = ["FAMILIES", "FAMILY", "Family", "Inapplicable", "Need", "Request", "honest_name", "parse", "requirements"]
+__all__ = ["FAMILIES", "FAMILY", "TRUNKS", "Family", "Inapplicable", "Need", "Request", "honest_name", "parse", "requirements"]
 
 COMPAT, CLEAN = "inception-v3-compat", "inception-v3-clean"
 SCALE = 4  # scale-consistency without a factor: the image at 4R against the image at R
@@ -99,6 +99,7 @@ _ALL = (
 )
 FAMILY = {f.name: f for f in _ALL}
 FAMILIES = tuple(FAMILY)
+TRUNKS = {"lpips": "alexnet", "psim": "vgg16"}  # metrics of pairs and the published network below them
 _ALIASES = {f.other_name: f.name for f in _ALL if f.other_name}
 _NEEDS_SIZE = ("seam", "repetition")
 _TAKES_SIZE = (*_NEEDS_SIZE, "scale-consistency")
